@@ -1,0 +1,1 @@
+"""A Tree, a filesystem and an executor served over a pipe."""

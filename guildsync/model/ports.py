@@ -1,0 +1,189 @@
+"""The Protocols: what verbs ask of replicas, and the values that pass between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import (
+    Collection,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
+
+from guildsync.errors import Problem
+from guildsync.model.manifest import Digest, Manifest
+from guildsync.model.run import Attributes, Metadata, Record, RunId, Summary
+
+Known = Mapping[RunId, Collection[Digest]]
+"""For each run the contents whose manifests the asker has: they need not cross the wire."""
+
+
+class Want(NamedTuple):
+    """An object, and one place where it stands: in file `path` of `run` at `offset`."""
+
+    digest: Digest
+    size: int
+    run: RunId
+    path: bytes
+    offset: int
+
+
+class Piece(NamedTuple):
+    """The bytes of a wanted object, verified against its digest by whoever yields it."""
+
+    want: Want
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One run's entries as a replica answers for them now.
+
+    `manifest` is None when its `content` is among the known, or when it cannot be had (then `problems` say why).
+    `settled` is False when what lies there needs another commit although nothing differs.
+    `heads` names the versions that a commit made from this scan replaces; `rivals` are contents of further heads.
+    `aim` is what a commit that never ended wanted the run to be.
+    """
+
+    run: RunId
+    content: Digest
+    manifest: Optional[Manifest]
+    settled: bool = True
+    alive: bool = False
+    heads: Tuple[str, ...] = ()
+    rivals: Tuple[Digest, ...] = ()
+    aim: Optional[Manifest] = None
+    problems: Tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a run is to become. `want` None: only summary and metadata change.
+
+    `have` is what the plan was made against (None: the run was not there); where it is no longer so, nothing of
+    the run is written. `withheld` are paths of `want` whose bytes could not be had. `metadata_was` is the target's
+    metadata when the plan was made: only differences to `metadata` are written.
+    """
+
+    run: RunId
+    have: Optional[Manifest]
+    want: Optional[Manifest]
+    summary: Summary
+    metadata: Metadata = Metadata()
+    metadata_was: Metadata = Metadata()
+    heads: Tuple[str, ...] = ()
+    withheld: FrozenSet[bytes] = frozenset()
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """A run as a Tree lists it: nothing parsed."""
+
+    run: RunId
+    attributes: Attributes
+    deleted: bool = False
+
+
+@dataclass(frozen=True)
+class RawUpdate:
+    """An Update as a Tree takes it. `attributes` maps a metadata attribute to its bytes or None to remove it;
+    `markers` are those that stand afterwards, with their bytes (of LOCK.remote, PENDING, STAGED)."""
+
+    run: RunId
+    have: Optional[Manifest]
+    want: Optional[Manifest]
+    attributes: Mapping[str, Optional[bytes]]
+    markers: Mapping[str, bytes]
+    withheld: FrozenSet[bytes] = frozenset()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What both sides of a pair of replicas had of a run after their last sync."""
+
+    manifest: Manifest
+    metadata: Metadata
+    status: str
+
+
+class Reads(Protocol):
+    """What every kind of replica can be asked, parsed or not."""
+
+    @property
+    def replica(self) -> str:
+        """The id of this replica, 32 hex digits, for ever the same."""
+
+    def manifests(self, known: Known) -> Iterable[Scan]:
+        """The runs of `known` that are there, as they are now. A run that is not there is left out."""
+
+    def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Problem]]:
+        """Every wanted object once, in any order: verified, or the problem that prevents it (with the want's path)."""
+
+
+class Writes(Protocol):
+    """What every kind of target takes before a commit. Nothing shows until then."""
+
+    def missing(self, wanted: Collection[Want]) -> Set[Digest]:
+        """Which of the objects must be staged before a commit can use them."""
+
+    def stage(self, pieces: Iterable[Piece]) -> None:
+        """Keep objects for a commit. Calling it twice with the same piece is harmless."""
+
+
+class Source(Reads, Protocol):
+    """A replica that can be read."""
+
+    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterable[Record]:
+        """The runs that live here (`deleted`: those in the trash). `sizes`: measure size and files where unknown."""
+
+
+class Target(Source, Writes, Protocol):
+    """A replica that can be written."""
+
+    def commit(self, updates: Sequence[Update]) -> List[Problem]:
+        """Make updates whose objects are staged or there already visible, run by run; what it returns was not done."""
+
+
+class RawTree(Reads, Writes, Protocol):
+    """A Tree, near or far, that moves attributes as bytes."""
+
+    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterable[RawRecord]: ...
+
+    def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]: ...
+
+    def audit(self) -> Iterator[Problem]: ...
+
+
+class Audit(Protocol):
+    """A replica that can say what of its structure is wrong without reading every byte."""
+
+    def audit(self) -> Iterator[Problem]:
+        """What is missing, of the wrong size, or was never finished."""
+
+
+class Replica(Target, Audit, Protocol):
+    """All of it: what a Remote has."""
+
+
+class Bases(Protocol):
+    """The bases kept at home for every pair of replicas.
+
+    `intend` is called before a commit, `save` after it; `load` answers the intended base when the target proves
+    (by `content`) that the commit arrived although nobody was left to save it.
+    """
+
+    def load(self, run: RunId, content: Optional[Digest]) -> Optional[Base]: ...
+
+    def intend(self, run: RunId, content: Digest, base: Base) -> None: ...
+
+    def save(self, run: RunId, base: Base) -> None: ...

@@ -1,0 +1,1 @@
+"""Runs as content-addressed objects: the only room that knows fsspec providers."""

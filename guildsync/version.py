@@ -1,0 +1,3 @@
+"""The version of this guildsync; formats have versions of their own."""
+
+VERSION = "0.1.0"
