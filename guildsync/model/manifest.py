@@ -116,9 +116,7 @@ def same(one: Optional[Entry], other: Optional[Entry]) -> bool:
     return one.identity() == other.identity()
 
 
-def file_entry(
-    path: bytes, mode: int, size: int, digest: Digest, mtime_ns: int, parts: Iterable[Part] = ()
-) -> Entry:
+def file_entry(path: bytes, mode: int, size: int, digest: Digest, mtime_ns: int, parts: Iterable[Part] = ()) -> Entry:
     """A file; `parts` of a file that is one object are left out."""
     parts = tuple(parts)
     return Entry(path, FILE, mode, size, digest, None, mtime_ns, parts if size > PART_SIZE else ())
@@ -205,9 +203,7 @@ class Manifest:
 
 def canonical(value: Any) -> bytes:
     """The one JSON text of a value: UTF-8, sorted keys, no white space."""
-    return json.dumps(
-        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
-    ).encode()
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def text(data: bytes) -> Any:
@@ -306,9 +302,7 @@ def _entry_from_json(row: Any) -> Entry:
         if kind == DIRECTORY:
             return directory_entry(path, _integer(row["mode"]), mtime_ns)
         if kind == FILE:
-            parts: List[Part] = [
-                Part(checked_digest(digest), _integer(size)) for digest, size in row.get("parts", ())
-            ]
+            parts: List[Part] = [Part(checked_digest(digest), _integer(size)) for digest, size in row.get("parts", ())]
             digest = checked_digest(row["digest"])
             return Entry(path, FILE, _integer(row["mode"]), _integer(row["size"]), digest, None, mtime_ns, tuple(parts))
     except (KeyError, TypeError, ValueError, AttributeError) as exc:

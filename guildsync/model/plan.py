@@ -170,7 +170,11 @@ def _side(clash: Clash, policy: Policy, grown: bool) -> Optional[str]:
 
 
 def _mend_shape(
-    result: Entries, have: Mapping[bytes, Entry], want: Mapping[bytes, Entry], base: Mapping[bytes, Entry], policy: Policy
+    result: Entries,
+    have: Mapping[bytes, Entry],
+    want: Mapping[bytes, Entry],
+    base: Mapping[bytes, Entry],
+    policy: Policy,
 ) -> List[Clash]:
     """Make `result` a tree: bring back directories that something new needs; a name that one side holds as a
     directory with things in it and the other as something else is a clash, settled as a whole."""

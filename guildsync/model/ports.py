@@ -21,7 +21,7 @@ from typing import (
 
 from guildsync.errors import Problem
 from guildsync.model.manifest import Digest, Manifest
-from guildsync.model.run import Attributes, Metadata, Record, RunId, Summary
+from guildsync.model.run import NO_METADATA, Attributes, Metadata, Record, RunId, Summary
 
 Known = Mapping[RunId, Collection[Digest]]
 """For each run the contents whose manifests the asker has: they need not cross the wire."""
@@ -78,8 +78,8 @@ class Update:
     have: Optional[Manifest]
     want: Optional[Manifest]
     summary: Summary
-    metadata: Metadata = Metadata()
-    metadata_was: Metadata = Metadata()
+    metadata: Metadata = NO_METADATA
+    metadata_was: Metadata = NO_METADATA
     heads: Tuple[str, ...] = ()
     withheld: FrozenSet[bytes] = frozenset()
     origin: str = ""

@@ -77,7 +77,7 @@ class Metadata:
     marked: bool = False
 
     def fields(self) -> Dict[str, Any]:
-        """The single values that edits set: `label`, `marked`, `tag:<t>`, `comment:<id>`; those at rest are left out."""
+        """The single values that edits set (`label`, `marked`, `tag:<t>`, `comment:<id>`), without those at rest."""
         out: Dict[str, Any] = {}
         if self.label is not None:
             out["label"] = self.label
@@ -101,6 +101,9 @@ class Metadata:
             tuple(sorted(comments, key=lambda comment: (comment.time or 0, comment.id))),
             bool(fields.get("marked")),
         )
+
+
+NO_METADATA = Metadata()
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def merge_metadata(base: Metadata, have: Metadata, want: Metadata) -> Tuple[Meta
     for name in _names(b, h, w):
         was, mine, theirs = b.get(name), h.get(name), w.get(name)
         value = mine if theirs == was else theirs
-        if mine != was and theirs != was and mine != theirs:
+        if was not in (mine, theirs) and mine != theirs:
             overridden.append(name)
         if value:
             out[name] = value

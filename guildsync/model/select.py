@@ -1,0 +1,125 @@
+"""Which runs: index, range, id prefix, filters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+
+from guildsync.errors import NotFound, Usage
+from guildsync.model.run import RUNNING, Record
+
+MIN_PREFIX = 4
+"""Fewer hex digits of an id are refused: they name too many runs."""
+NO_LABEL = "-"
+
+_INDEX = re.compile(r"[0-9]{1,32}")
+_RANGE = re.compile(r"([0-9]{0,9}):([0-9]{0,9})")
+_LATEST = re.compile(r"@latest(?::([0-9]{1,9}))?")
+_PREFIX = re.compile(rf"[0-9a-fA-F]{{{MIN_PREFIX},32}}")
+_FORMS = "say an index (1), a range (2:5, :3, 4:), an id or at least 4 digits of one, @latest, @latest:3 or @running"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which runs count at all. Of several values of one kind any is enough; every kind that is given must hold.
+
+    Operations and labels match as substrings, whatever their case; the label `-` matches runs without one.
+    """
+
+    operations: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    unlabeled: bool = False
+    tags: tuple[str, ...] = ()
+    marked: bool = False
+    statuses: tuple[str, ...] = ()
+
+    def matches(self, record: Record) -> bool:
+        summary, metadata = record.summary, record.metadata
+        return (
+            _any(self.operations, lambda wanted: _within(wanted, summary.operation))
+            and _any(self.labels, lambda wanted: _has_label(wanted, metadata.label))
+            and not (self.unlabeled and metadata.label)
+            and _any(self.tags, lambda wanted: wanted in metadata.tags)
+            and not (self.marked and not metadata.marked)
+            and _any(self.statuses, lambda wanted: wanted == summary.status)
+        )
+
+
+def newest_first(records: Iterable[Record]) -> list[Record]:
+    """By start, the latest first and those that never started last; then by id."""
+    return sorted(records, key=lambda r: (r.summary.started is None, -(r.summary.started or 0), r.run))
+
+
+def select(records: Sequence[Record], selectors: Sequence[str]) -> list[Record]:
+    """The runs that `selectors` name among `records`, in the order they are named, each once.
+
+    Indexes count from 1 in the newest-first list, and ranges hold both their ends. All digits is an index where
+    one fits, else, from four digits on, the beginning of an id. No selector chooses nothing. Raises Usage for what
+    is no selector or names several runs by one prefix, NotFound for one that names none.
+    """
+    listed = newest_first(records)
+    chosen: dict[str, Record] = {}
+    for selector in selectors:
+        for record in _chosen(listed, selector):
+            chosen.setdefault(record.run, record)
+    return list(chosen.values())
+
+
+def _chosen(listed: Sequence[Record], selector: str) -> Sequence[Record]:
+    if _INDEX.fullmatch(selector) and (len(selector) < MIN_PREFIX or 1 <= int(selector) <= len(listed)):
+        first = _position(selector, selector)
+        return _found(listed[first - 1 : first], listed, selector)
+    if match := _RANGE.fullmatch(selector):
+        return _found(_range(listed, selector, match[1], match[2]), listed, selector)
+    if match := _LATEST.fullmatch(selector):
+        return _found(listed[: _position(match[1] or "1", selector)], listed, selector)
+    if selector == "@running":
+        return _found([record for record in listed if record.summary.status == RUNNING], listed, selector)
+    if _PREFIX.fullmatch(selector):
+        return _with_prefix(listed, selector)
+    raise Usage(f"{selector!r} does not say which run", _FORMS)
+
+
+def _range(listed: Sequence[Record], selector: str, first: str, last: str) -> Sequence[Record]:
+    if not first and not last:
+        raise Usage(f"the range {selector!r} has no end", _FORMS)
+    start = _position(first or "1", selector)
+    end = _position(last, selector) if last else max(start, len(listed))
+    if end < start:
+        raise Usage(f"the range {selector!r} runs backwards", f"say {end}:{start}")
+    return listed[start - 1 : end]
+
+
+def _with_prefix(listed: Sequence[Record], selector: str) -> Sequence[Record]:
+    matches = [record for record in listed if record.run.startswith(selector.lower())]
+    if len(matches) > 1:
+        ids = ", ".join(record.run for record in matches)
+        raise Usage(f"{selector!r} is the beginning of {len(matches)} ids: {ids}", "give more digits of the one you mean")
+    return _found(matches, listed, selector)
+
+
+def _position(digits: str, selector: str) -> int:
+    position = int(digits)
+    if position < 1:
+        raise Usage(f"{selector!r} does not say which run", "indexes count from 1, the newest run")
+    return position
+
+
+def _found(matches: Sequence[Record], listed: Sequence[Record], selector: str) -> Sequence[Record]:
+    if not matches:
+        count = {0: "there are no runs", 1: "there is 1 run"}.get(len(listed), f"there are {len(listed)} runs")
+        raise NotFound(f"no run matches {selector!r}", f"{count} to choose from; `guildsync runs` lists them")
+    return matches
+
+
+def _any(wanted: Sequence[str], holds: Callable[[str], bool]) -> bool:
+    return not wanted or any(holds(value) for value in wanted)
+
+
+def _has_label(wanted: str, label: str | None) -> bool:
+    return not label if wanted == NO_LABEL else _within(wanted, label or "")
+
+
+def _within(wanted: str, value: str) -> bool:
+    return wanted.casefold() in value.casefold()

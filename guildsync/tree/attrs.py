@@ -1,0 +1,174 @@
+"""`.guild/` attributes and markers as raw bytes: the one place that reads and writes them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Dict, FrozenSet, Mapping, Optional, Tuple
+
+from guildsync.model.run import Attributes
+from guildsync.tree.dirs import Descent, open_directory, write_all
+
+LISTED = (
+    "cmd",
+    "comments",
+    "exit_status",
+    "flags",
+    "initialized",
+    "label",
+    "marked",
+    "op",
+    "started",
+    "stopped",
+    "tags",
+)
+"""The attributes that summary and metadata are made of."""
+
+MARKERS = ("LOCK", "LOCK.remote", "PENDING", "STAGED")
+OURS = ("LOCK.remote", "PENDING", "STAGED")
+"""Markers that a sync sets and clears; LOCK belongs to the process that runs."""
+
+_LIMIT = 1 << 20
+
+
+def read_attributes(run_fd: int, inflight: bool, measure: bool = False) -> Attributes:
+    """What a listing needs of a run; an attribute that cannot be read counts as absent."""
+    values: Dict[str, bytes] = {}
+    opref = None
+    markers: FrozenSet[str] = frozenset()
+    lock = None
+    try:
+        guild = open_directory(b".guild", run_fd)
+    except OSError:
+        guild = None
+    if guild is not None:
+        try:
+            opref = _read(guild, b"opref")
+            present = set(os.listdir(guild))
+            markers = frozenset(name for name in MARKERS if name in present)
+            lock = _read(guild, b"LOCK") if "LOCK" in markers else None
+            values = _read_listed(guild) if "attrs" in present else {}
+        finally:
+            os.close(guild)
+    files, size = _measure(run_fd) if measure else (None, None)
+    return Attributes(values, opref, markers, lock is not None and is_alive(lock), inflight, size, files)
+
+
+def alive(run_fd: int) -> bool:
+    """Is a process of this run running on this host? Then nothing but its metadata may be written."""
+    try:
+        guild = open_directory(b".guild", run_fd)
+    except OSError:
+        return False
+    try:
+        lock = _read(guild, b"LOCK")
+        return lock is not None and is_alive(lock)
+    finally:
+        os.close(guild)
+
+
+def is_alive(lock: bytes) -> bool:
+    """Does the LOCK name a process of this host? A process we may not signal is one."""
+    try:
+        pid = int(lock.strip())
+    except ValueError:
+        return False
+    if not 0 < pid < 1 << 31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_attributes(
+    run_fd: int, attributes: Mapping[str, Optional[bytes]], markers: Optional[Mapping[str, bytes]] = None
+) -> None:
+    """Set metadata attributes (None removes one) and, unless None, the markers that a sync sets. Each file is
+    replaced by a rename: a crash leaves each old or new."""
+    with Descent(os.dup(run_fd)) as descent:
+        if attributes:
+            fd = descent.at(b".guild/attrs", 0o777)
+            for name, data in attributes.items():
+                _replace(fd, os.fsencode(name), data)
+            os.fsync(fd)
+        if markers is not None:
+            fd = descent.at(b".guild", 0o777)
+            for name in OURS:
+                _replace(fd, os.fsencode(name), markers.get(name))
+            os.fsync(fd)
+
+
+def _replace(dir_fd: int, name: bytes, data: Optional[bytes]) -> None:
+    if data is None:
+        try:
+            os.unlink(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            pass
+        return
+    if _read(dir_fd, name) == data:
+        return
+    temporary = b".guildsync-" + name
+    try:
+        os.unlink(temporary, dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def _read(dir_fd: int, name: bytes) -> Optional[bytes]:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _LIMIT:
+            return None
+        return os.read(fd, _LIMIT)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _read_listed(guild: int) -> Dict[str, bytes]:
+    try:
+        attrs = open_directory(b"attrs", guild)
+    except OSError:
+        return {}
+    try:
+        found = ((name, _read(attrs, os.fsencode(name))) for name in LISTED)
+        return {name: data for name, data in found if data is not None}
+    finally:
+        os.close(attrs)
+
+
+def _measure(fd: int) -> Tuple[int, int]:
+    """(files, bytes) below a directory, by stat data alone; what cannot be read is not counted."""
+    files = size = 0
+    with os.scandir(fd) as found:
+        entries = list(found)
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                below = open_directory(os.fsencode(entry.name), fd)
+                try:
+                    counted = _measure(below)
+                finally:
+                    os.close(below)
+                files, size = files + counted[0], size + counted[1]
+            elif entry.is_file(follow_symlinks=False):
+                files, size = files + 1, size + entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return files, size

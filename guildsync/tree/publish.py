@@ -1,0 +1,137 @@
+"""Make a run at its final name what it is to be: whole by one rename, or path by path where it is there already."""
+
+from __future__ import annotations
+
+import os
+from typing import Collection, Iterable, List, Optional
+
+from guildsync.errors import CHANGED, Problem
+from guildsync.model.manifest import DIRECTORY, FILE, LINK, Entry, Manifest, parent, same
+from guildsync.model.plan import Change
+from guildsync.model.ports import RawUpdate
+from guildsync.tree import attrs
+from guildsync.tree.dirs import Descent, open_directory, remove_tree, sync_path
+from guildsync.tree.hashing import Torn
+from guildsync.tree.home import Home
+from guildsync.tree.scan import View
+from guildsync.tree.staged import StagedFiles, name_of
+
+
+def create(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) -> None:
+    """A run that was not there: put together where nobody looks, durable, then renamed to its place. With files
+    withheld it appears without them and stays marked as inflight."""
+    name = os.fsencode(update.run)
+    remove_tree(name, files.fd)
+    os.mkdir(name, 0o777, dir_fd=files.fd)
+    with Descent(open_directory(name, files.fd)) as descent:
+        for entry in want.entries:
+            if entry.path in update.withheld:
+                continue
+            fd, last = descent.place(entry.path)
+            _add(files, update.run, entry, fd, last)
+        attrs.write_attributes(descent.at(b""), update.attributes, update.markers)
+        _settle(descent, want.entries, [b""])
+    if update.withheld:
+        home.begin(update.run, want)
+    os.rename(name, os.path.join(home.runs, name), src_dir_fd=files.fd)
+    sync_path(home.runs)
+    if not update.withheld:
+        home.end(update.run)
+
+
+def rewrite(
+    home: Home, files: StagedFiles, update: RawUpdate, have: Manifest, want: Manifest, view: View
+) -> List[Problem]:
+    """A run that is there: every path becomes new by one step and is otherwise left alone; removals come last. The
+    inflight marker stands from before the first step until after the last. Paths that are no longer what `have`
+    says are left alone, and then so is all of the run."""
+    changes = _changes(have, want, update.withheld)
+    with Descent(home.open_run(update.run)) as descent:
+        refused = [problem for change in changes if (problem := _moved(update.run, change, descent, view)) is not None]
+        if refused:
+            return refused
+        if changes:
+            home.begin(update.run, want)
+        for change in _steps(changes):
+            _step(files, update.run, change, descent)
+        attrs.write_attributes(descent.at(b""), update.attributes, update.markers)
+        made = [change.want for change in changes if change.want is not None]
+        gone = {change.path for change in changes if change.want is None}
+        _settle(descent, made, {parent(change.path) for change in changes} - gone)
+    if not update.withheld:
+        home.end(update.run)
+    return []
+
+
+def _changes(have: Manifest, want: Manifest, withheld: Collection[bytes]) -> List[Change]:
+    h, w = have.by_path, want.by_path
+    return [
+        Change(path, h.get(path), w.get(path))
+        for path in sorted(h.keys() | w.keys())
+        if path not in withheld and not same(h.get(path), w.get(path))
+    ]
+
+
+def _steps(changes: List[Change]) -> List[Change]:
+    """In an order that always finds its parents, and removes last what can be removed last."""
+    becoming = [c.path + b"/" for c in changes if c.have and c.want and c.have.kind == DIRECTORY != c.want.kind]
+    first = [c for c in changes if c.want is None and any(c.path.startswith(top) for top in becoming)]
+    last = [c for c in changes if c.want is None and c not in first]
+    return first[::-1] + [c for c in changes if c.want is not None] + last[::-1]
+
+
+def _moved(run: str, change: Change, descent: Descent, view: View) -> Optional[Problem]:
+    """The problem that this path is not what the plan was made for."""
+    try:
+        fd, name = descent.place(change.path)
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        now = view.entry(fd, name, change.path, info)
+        there = now is not None and same(now, change.have)
+    except (FileNotFoundError, NotADirectoryError):
+        there = change.have is None
+    except (OSError, Torn):
+        there = False
+    return None if there else Problem(run, change.path, CHANGED, "it changed here after the plan was made")
+
+
+def _step(files: StagedFiles, run: str, change: Change, descent: Descent) -> None:
+    fd, name = descent.place(change.path)
+    have, want = change.have, change.want
+    if have is not None and (want is None or (have.kind == DIRECTORY) != (want.kind == DIRECTORY)):
+        if have.kind == DIRECTORY:
+            os.rmdir(name, dir_fd=fd)
+        else:
+            os.unlink(name, dir_fd=fd)
+        have = None
+    if want is not None and not (want.kind == DIRECTORY and have is not None):
+        _add(files, run, want, fd, name)
+
+
+def _add(files: StagedFiles, run: str, entry: Entry, fd: int, name: bytes) -> None:
+    """Put one entry in place; what has the name already (and is no directory) is replaced by one rename."""
+    if entry.kind == DIRECTORY:
+        os.mkdir(name, 0o700, dir_fd=fd)
+        return
+    staged = name_of(run, entry.path)
+    if entry.kind == LINK:
+        try:
+            os.unlink(staged, dir_fd=files.fd)
+        except FileNotFoundError:
+            pass
+        os.symlink(entry.target or b"", staged, dir_fd=files.fd)
+        os.utime(staged, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=files.fd, follow_symlinks=False)
+    os.rename(staged, name, src_dir_fd=files.fd, dst_dir_fd=fd)
+    if entry.kind == FILE:
+        files.forget(run, entry.path)
+
+
+def _settle(descent: Descent, made: Iterable[Entry], touched: Iterable[bytes]) -> None:
+    """Give directories their modes and times, and make what they list durable, deepest first."""
+    directories = {entry.path: entry for entry in made if entry.kind == DIRECTORY}
+    for path in sorted(directories.keys() | set(touched), reverse=True):
+        fd = descent.at(path)
+        entry = directories.get(path)
+        if entry is not None:
+            os.fchmod(fd, entry.mode)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        os.fsync(fd)

@@ -1,0 +1,144 @@
+"""Objects on their way into a Tree: kept in a staging directory, put together into files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
+
+from guildsync.errors import DAMAGED, MISSING, Damaged, Problem
+from guildsync.model.manifest import PART_SIZE, Digest, Entry, digest_of
+from guildsync.model.ports import Piece, Want
+from guildsync.model.run import RunId
+from guildsync.tree.dirs import write_all
+from guildsync.tree.home import Staging
+
+_OPEN_FILES = 16
+
+
+class Place(NamedTuple):
+    """Where bytes of an object lie in this home: a staged file, or a file of a run."""
+
+    name: Optional[bytes]
+    want: Want
+
+
+ReadPlace = Callable[[Want], Optional[bytes]]
+
+
+class StagedFiles:
+    """One staged file for every file that is to be; parts are written where they will stand."""
+
+    def __init__(self, staging: Staging, read_run: ReadPlace) -> None:
+        """`read_run` reads an object from where it stands in a run of this home, unverified."""
+        self._staging = staging
+        self._read_run = read_run
+        self._places: Dict[Digest, Place] = {}
+        self._kept: Dict[bytes, List[Digest]] = {}
+        self._written: Dict[bytes, Set[int]] = {}
+        self._fds: OrderedDict[bytes, int] = OrderedDict()
+
+    @property
+    def fd(self) -> int:
+        """The staging directory."""
+        return self._staging.fd
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._places
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        for want, data in pieces:
+            if digest_of(data) != want.digest or len(data) != want.size:
+                raise Damaged(f"an object to be staged does not match its digest {want.digest}")
+            if want.digest not in self._places:
+                self._put(name_of(want.run, want.path), want, data)
+
+    def build(self, run: str, entry: Entry, elsewhere: Mapping[Digest, Want]) -> Optional[Problem]:
+        """Complete the staged file of `entry`: what was not staged for it is copied from where it lies in this home
+        (`elsewhere`), and hashed on the way. Afterwards the file has its bytes, under `name_of`."""
+        name = name_of(run, entry.path)
+        for digest, size, offset in entry.objects():
+            if offset in self._written.get(name, ()):
+                continue
+            data = self._copy(digest, elsewhere)
+            if data is None:
+                return Problem(run, entry.path, MISSING, f"object {digest} did not arrive")
+            self._put(name, Want(digest, size, RunId(run), entry.path, offset), data)
+        fd = self._open(name)
+        os.ftruncate(fd, entry.size)
+        if entry.size > PART_SIZE and _digest(fd) != entry.digest:
+            return Problem(run, entry.path, DAMAGED, "its parts do not add up to its digest")
+        return None
+
+    def finish(self, run: str, entry: Entry) -> None:
+        """Give a built file its mode and mtime and make it durable. May be called from any thread."""
+        fd = os.open(name_of(run, entry.path), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging.fd)
+        try:
+            os.fchmod(fd, entry.mode)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def forget(self, run: str, path: bytes) -> None:
+        """The staged file was renamed into its run: its objects lie there now."""
+        name = name_of(run, path)
+        self._close(name)
+        self._written.pop(name, None)
+        for digest in self._kept.pop(name, ()):
+            self._places[digest] = Place(None, self._places[digest].want)
+
+    def close(self) -> None:
+        for name in list(self._fds):
+            self._close(name)
+        self._staging.close()
+
+    def _put(self, name: bytes, want: Want, data: bytes) -> None:
+        write_all(self._open(name), data, want.offset)
+        self._written.setdefault(name, set()).add(want.offset)
+        if want.digest not in self._places:
+            self._places[want.digest] = Place(name, want)
+            self._kept.setdefault(name, []).append(want.digest)
+
+    def _copy(self, digest: Digest, elsewhere: Mapping[Digest, Want]) -> Optional[bytes]:
+        place = self._places.get(digest)
+        candidates = []
+        if place is not None and place.name is not None:
+            candidates.append(os.pread(self._open(place.name), place.want.size, place.want.offset))
+        elif place is not None:
+            candidates.append(self._read_run(place.want) or b"")
+        if digest in elsewhere:
+            candidates.append(self._read_run(elsewhere[digest]) or b"")
+        return next((data for data in candidates if digest_of(data) == digest), None)
+
+    def _open(self, name: bytes) -> int:
+        fd = self._fds.pop(name, -1)
+        if fd < 0:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=self._staging.fd)
+        self._fds[name] = fd
+        while len(self._fds) > _OPEN_FILES:
+            os.close(self._fds.popitem(last=False)[1])
+        return fd
+
+    def _close(self, name: bytes) -> None:
+        fd = self._fds.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+
+def name_of(run: str, path: bytes) -> bytes:
+    """The name of the staged file for a path of a run: flat, and never longer than a name may be."""
+    return hashlib.sha256(run.encode() + b"/" + path).hexdigest().encode()
+
+
+def _digest(fd: int) -> str:
+    whole = hashlib.sha256()
+    offset = 0
+    while True:
+        block = os.pread(fd, PART_SIZE, offset)
+        if not block:
+            return whole.hexdigest()
+        whole.update(block)
+        offset += len(block)

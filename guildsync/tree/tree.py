@@ -1,0 +1,270 @@
+"""Tree: runs as plain directories; stage, publish, descriptor-relative."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Collection, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+
+from guildsync.errors import (
+    ALIVE,
+    CHANGED,
+    INCOMPLETE,
+    MISSING,
+    TORN,
+    TRASHED,
+    UNREADABLE,
+    Problem,
+)
+from guildsync.model.manifest import FILE, Digest, Entry, Manifest, digest_of
+from guildsync.model.ports import Known, Piece, RawRecord, RawUpdate, Scan, Want
+from guildsync.model.run import RunId
+from guildsync.tree import attrs
+from guildsync.tree.dirs import Descent, sync_path
+from guildsync.tree.hashing import Torn
+from guildsync.tree.home import Home
+from guildsync.tree.publish import create, rewrite
+from guildsync.tree.scan import View, open_file, scan
+from guildsync.tree.staged import StagedFiles
+
+_SYNCERS = 8
+
+
+class Tree:
+    """A home as a replica (`model.ports.RawTree`). One instance serves one sync; `close` removes what it staged."""
+
+    def __init__(self, home: Home, keep_env: bool = False) -> None:
+        self._home = home
+        self._view = View(keep_env)
+        self._manifests: Dict[RunId, Manifest] = {}
+        self._here: Optional[Dict[Digest, Want]] = None
+        self._files: Optional[StagedFiles] = None
+
+    @property
+    def replica(self) -> str:
+        return self._home.identity
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+
+    # -- reading
+
+    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterator[RawRecord]:
+        inflight = frozenset(self._home.inflight_runs())
+        for run in self._home.run_ids(deleted):
+            try:
+                fd = self._home.open_run(run, deleted)
+            except OSError:
+                continue  # it went away since the listing, or is no directory
+            try:
+                yield RawRecord(run, attrs.read_attributes(fd, run in inflight, sizes), deleted)
+            finally:
+                os.close(fd)
+
+    def manifests(self, known: Known) -> Iterator[Scan]:
+        for run, contents in known.items():
+            try:
+                fd = self._home.open_run(run)
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                yield Scan(run, Digest(""), None, problems=(_failed(run, None, exc),))
+                continue
+            try:
+                found = scan(run, fd, self._view)
+                is_alive = attrs.alive(fd)
+            except OSError as exc:
+                yield Scan(run, Digest(""), None, problems=(_failed(run, None, exc),))
+                continue
+            finally:
+                os.close(fd)
+            self._manifests[run] = found.manifest
+            self._here = None
+            content = found.manifest.content
+            yield Scan(
+                run,
+                content,
+                None if content in contents else found.manifest,
+                settled=not self._home.is_inflight(run),
+                alive=is_alive,
+                aim=self._home.aim(run),
+                problems=found.problems,
+            )
+
+    def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Problem]]:
+        reader = _Reader(self._home, self._view)
+        try:
+            for want in wanted:
+                try:
+                    data = reader.read(want)
+                except (OSError, Torn) as exc:
+                    yield _failed(want.run, want.path, exc)
+                    continue
+                if len(data) != want.size or digest_of(data) != want.digest:
+                    yield Problem(want.run, want.path, TORN, "it changed after it was listed")
+                    continue
+                yield Piece(want, data)
+        finally:
+            reader.close()
+
+    def audit(self) -> Iterator[Problem]:
+        for run in self._home.inflight_runs():
+            yield Problem(run, None, INCOMPLETE, "an earlier sync of this run did not end")
+
+    # -- writing
+
+    def missing(self, wanted: Collection[Want]) -> Set[Digest]:
+        here = self._elsewhere()
+        files = self._files
+        return {w.digest for w in wanted if w.digest not in here and (files is None or w.digest not in files)}
+
+    def stage(self, pieces: Iterable[Piece]) -> None:
+        self._staged().add(pieces)
+
+    def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]:
+        """New runs appear whole by one rename; existing ones are changed path by path under an inflight marker."""
+        files = self._staged()
+        problems: List[Problem] = []
+        with self._home.lock():
+            ready: List[RawUpdate] = []
+            for update in updates:
+                refused = self._refusals(update) or self._build(files, update)
+                problems += refused
+                if not refused:
+                    ready.append(update)
+            self._make_durable(files, ready)
+            for update in ready:
+                try:
+                    problems += self._publish(files, update)
+                except OSError as exc:
+                    problems.append(_failed(update.run, None, exc))
+            sync_path(self._home.runs)
+        return problems
+
+    def _staged(self) -> StagedFiles:
+        if self._files is None:
+            reader = _Reader(self._home, self._view)
+            self._files = StagedFiles(self._home.staging(), reader.read_or_none)
+        return self._files
+
+    def _elsewhere(self) -> Dict[Digest, Want]:
+        """Where objects lie in the runs that were scanned; whoever copies them hashes them again."""
+        if self._here is None:
+            self._here = {
+                found.digest: Want(found.digest, found.size, run, entry.path, found.offset)
+                for run, manifest in self._manifests.items()
+                for entry in manifest.entries
+                for found in entry.objects()
+            }
+        return self._here
+
+    def _refusals(self, update: RawUpdate) -> List[Problem]:
+        """Why this update must not be carried out: the run is not what the plan was made for."""
+        run = update.run
+        try:
+            fd = self._home.open_run(run)
+        except FileNotFoundError:
+            if self._home.is_deleted(run):
+                return [Problem(run, None, TRASHED, "it was deleted here; restore it first")]
+            if update.have is not None:
+                return [Problem(run, None, CHANGED, "it was removed here meanwhile")]
+            return []
+        except OSError as exc:
+            return [_failed(run, None, exc)]
+        try:
+            if update.want is None:
+                return []
+            if attrs.alive(fd):
+                return [Problem(run, None, ALIVE, "it is running here; its files are left alone")]
+            if update.have is None:
+                return [Problem(run, None, CHANGED, "it appeared here meanwhile")]
+            return []
+        finally:
+            os.close(fd)
+
+    def _build(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
+        problems = []
+        for entry in _new_files(update):
+            problem = files.build(update.run, entry, self._elsewhere())
+            if problem is not None:
+                problems.append(problem)
+        return problems
+
+    def _make_durable(self, files: StagedFiles, updates: Sequence[RawUpdate]) -> None:
+        with ThreadPoolExecutor(_SYNCERS) as pool:
+            jobs = [pool.submit(files.finish, update.run, entry) for update in updates for entry in _new_files(update)]
+        for job in jobs:
+            job.result()
+
+    def _publish(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
+        run, want = update.run, update.want
+        if want is None:
+            fd = self._home.open_run(run)
+            try:
+                attrs.write_attributes(fd, update.attributes, update.markers)
+            finally:
+                os.close(fd)
+            return []
+        if update.have is None:
+            create(self._home, files, update, want)
+        else:
+            refused = rewrite(self._home, files, update, update.have, want, self._view)
+            if refused:
+                return refused
+        self._manifests[run] = want
+        self._here = None
+        return []
+
+
+class _Reader:
+    """Reads objects from where they stand in runs, keeping the last file open."""
+
+    def __init__(self, home: Home, view: View) -> None:
+        self._home, self._view = home, view
+        self._open: Optional[Tuple[RunId, bytes]] = None
+        self._fd = -1
+
+    def read(self, want: Want) -> bytes:
+        """The bytes there now, unverified. Raises OSError, Torn."""
+        if self._open != (want.run, want.path):
+            self.close()
+            with Descent(self._home.open_run(want.run)) as descent:
+                self._fd = open_file(*descent.place(want.path))
+            self._open = (want.run, want.path)
+        return self._view.read(self._fd, want.path, want.size, want.offset)
+
+    def read_or_none(self, want: Want) -> Optional[bytes]:
+        try:
+            return self.read(want)
+        except (OSError, Torn):
+            return None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd, self._open = -1, None
+
+
+def _new_files(update: RawUpdate) -> Iterator[Entry]:
+    if update.want is None:
+        return
+    have = update.have.by_path if update.have is not None else {}
+    for entry in update.want.entries:
+        if entry.kind != FILE or entry.path in update.withheld:
+            continue
+        there = have.get(entry.path)
+        if there is None or there.identity() != entry.identity():
+            yield entry
+
+
+def _failed(run: str, path: Optional[bytes], exc: Exception) -> Problem:
+    if isinstance(exc, Torn):
+        return Problem(run, path, TORN, "it changes while it is read")
+    if isinstance(exc, FileNotFoundError):
+        return Problem(run, path, MISSING if path is None else TORN, "it is not there any more")
+    detail = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    return Problem(run, path, UNREADABLE, detail)
