@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Collection, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from guildsync.errors import SafetyStop
-from guildsync.model.manifest import DIRECTORY, FILE, Entry, Manifest, parent, same
+from guildsync.model.manifest import DIRECTORY, FILE, Entry, Manifest, Object, parent, same
 
 SOURCE, TARGET = "source", "target"
 
@@ -124,6 +124,16 @@ def agreed(base: Optional[Manifest], have: Manifest, want: Manifest) -> Manifest
 def continued(base: Optional[Manifest], have: Manifest, aim: Manifest) -> Manifest:
     """The base for a target where a commit towards `aim` never ended: what already arrived is no change of its own."""
     return agreed(base, have, aim)
+
+
+def tail_to_compare(shorter: Entry, longer: Entry) -> Optional[Tuple[Object, Object]]:
+    """Where a file may be a prefix of another: the last object of the shorter one and the object of the longer one
+    whose first bytes must be equal to it. None where the objects before already differ, or are cut differently."""
+    short, long = tuple(shorter.objects()), tuple(longer.objects())
+    if not short or len(long) < len(short) or short[:-1] != long[: len(short) - 1]:
+        return None
+    last, other = short[-1], long[len(short) - 1]
+    return (last, other) if other.offset == last.offset and other.size >= last.size else None
 
 
 def guard(plans: Iterable[Tuple[str, Plan, Manifest]], max_delete: Optional[int] = None) -> None:

@@ -44,6 +44,22 @@ class Piece(NamedTuple):
     data: bytes
 
 
+class Lost(NamedTuple):
+    """A wanted object that cannot be had, and why: the problem names the want's run and path."""
+
+    want: Want
+    problem: Problem
+
+
+class Step(NamedTuple):
+    """One step of a check: what was tried, whether it worked, what was found, and what to do about it."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
 @dataclass(frozen=True)
 class Scan:
     """One run's entries as a replica answers for them now.
@@ -51,7 +67,7 @@ class Scan:
     `manifest` is None when its `content` is among the known, or when it cannot be had (then `problems` say why).
     `settled` is False when what lies there needs another commit although nothing differs.
     `heads` names the versions that a commit made from this scan replaces; `rivals` are contents of further heads.
-    `aim` is what a commit that never ended wanted the run to be.
+    `aim` is what a commit that never ended wanted the run to be (None: all ended): such a run is never a source.
     """
 
     run: RunId
@@ -121,13 +137,25 @@ class Reads(Protocol):
 
     @property
     def replica(self) -> str:
-        """The id of this replica, 32 hex digits, for ever the same."""
+        """The id of this replica, 32 hex digits."""
+
+    @property
+    def aliases(self) -> FrozenSet[str]:
+        """All ids that this replica ever had: what was kept under one of them counts."""
+
+    @property
+    def is_there(self) -> bool:
+        """Is anything there yet? What is not there says nothing about what was deleted."""
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """What of the replica as a whole could not be read the last time it was listed."""
 
     def manifests(self, known: Known) -> Iterable[Scan]:
         """The runs of `known` that are there, as they are now. A run that is not there is left out."""
 
-    def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Problem]]:
-        """Every wanted object once, in any order: verified, or the problem that prevents it (with the want's path)."""
+    def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Lost]]:
+        """Every wanted object once, in any order: verified, or lost."""
 
 
 class Writes(Protocol):
@@ -143,8 +171,9 @@ class Writes(Protocol):
 class Source(Reads, Protocol):
     """A replica that can be read."""
 
-    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterable[Record]:
-        """The runs that live here (`deleted`: those in the trash). `sizes`: measure size and files where unknown."""
+    def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterable[Record]:
+        """The runs that live here (`deleted`: those in the trash; None: both), as they are now. `sizes`: measure size
+        and files where they are not known."""
 
 
 class Target(Source, Writes, Protocol):
@@ -157,21 +186,26 @@ class Target(Source, Writes, Protocol):
 class RawTree(Reads, Writes, Protocol):
     """A Tree, near or far, that moves attributes as bytes."""
 
-    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterable[RawRecord]: ...
+    def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterable[RawRecord]: ...
 
     def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]: ...
 
     def audit(self) -> Iterator[Problem]: ...
 
+    def check(self) -> Iterator[Step]: ...
 
-class Audit(Protocol):
-    """A replica that can say what of its structure is wrong without reading every byte."""
+
+class Inspected(Protocol):
+    """A replica that can say what is wrong with it."""
 
     def audit(self) -> Iterator[Problem]:
-        """What is missing, of the wrong size, or was never finished."""
+        """What is missing, of the wrong size, or was never finished, without reading every byte."""
+
+    def check(self) -> Iterator[Step]:
+        """Can it be used? Ends after the first step that failed."""
 
 
-class Replica(Target, Audit, Protocol):
+class Replica(Target, Inspected, Protocol):
     """All of it: what a Remote has."""
 
 
@@ -187,3 +221,12 @@ class Bases(Protocol):
     def intend(self, run: RunId, content: Digest, base: Base) -> None: ...
 
     def save(self, run: RunId, base: Base) -> None: ...
+
+
+class Cache(Protocol):
+    """Bytes that can be had again elsewhere, kept at home by kind and name. What is kept may vanish, or be damaged:
+    whoever loads verifies."""
+
+    def load(self, kind: str, name: str) -> Optional[bytes]: ...
+
+    def keep(self, kind: str, name: str, data: bytes) -> None: ...

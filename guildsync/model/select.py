@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from guildsync.errors import NotFound, Usage
 from guildsync.model.run import RUNNING, Record
@@ -95,7 +95,7 @@ def _with_prefix(listed: Sequence[Record], selector: str) -> Sequence[Record]:
     matches = [record for record in listed if record.run.startswith(selector.lower())]
     if len(matches) > 1:
         ids = ", ".join(record.run for record in matches)
-        raise Usage(f"{selector!r} is the beginning of {len(matches)} ids: {ids}", "give more digits of the one you mean")
+        raise Usage(f"{selector!r} is the beginning of {len(matches)} ids: {ids}", "give more digits of the id")
     return _found(matches, listed, selector)
 
 

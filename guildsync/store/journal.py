@@ -8,9 +8,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import zstandard
 
@@ -149,9 +149,10 @@ def encode(commit: Commit) -> bytes:
     value = {"store": commit.store, "sequence": commit.sequence, "commit": commit.id, "facts": facts}
     try:
         data = canonical(value)
-    except (ValueError, TypeError) as exc:
+        readable = len(data) <= MAX_DECODED and _commit(json.loads(data)) == commit
+    except (ValueError, TypeError, RecursionError) as exc:
         raise Damaged("a commit holds what JSON cannot say") from exc
-    if len(data) > MAX_DECODED or _commit(json.loads(data)) != commit:
+    if not readable:
         raise Damaged("a commit holds facts that no reader would take")
     frame = zstandard.ZstdCompressor(level=3).compress(data)
     return f"guildsync-journal {FORMAT} {hashlib.sha256(frame).hexdigest()}\n".encode() + frame
@@ -165,7 +166,7 @@ def decode(name: str, data: bytes) -> Commit:
     except Damaged as exc:
         raise Damaged(f"the journal entry {name} cannot be read: {exc.message}", exc.hint) from exc
     except (ValueError, RecursionError) as exc:
-        raise Damaged(f"the journal entry {name} is not JSON") from exc
+        raise Damaged(f"the journal entry {name} is malformed") from exc
     if commit.name != name:
         raise Damaged(f"the journal entry {name} says that it is {commit.name}")
     return commit
@@ -176,7 +177,7 @@ def _payload(data: bytes) -> bytes:
     if match is None:
         raise Damaged("it does not begin like one")
     if int(match[1]) != FORMAT:
-        _newer(f"format {int(match[1])}")
+        raise _newer(f"format {int(match[1])}")
     frame = data[match.end() :]
     if match[2] is None or hashlib.sha256(frame).hexdigest().encode() != match[2]:
         raise Damaged("its bytes do not match their digest")
@@ -188,22 +189,20 @@ def _payload(data: bytes) -> bytes:
         raise Damaged("it cannot be decompressed") from exc
 
 
-def _newer(what: str) -> NoReturn:
-    raise Damaged(f"a newer guildsync wrote it ({what[:80]})", "Upgrade guildsync here.")
+def _newer(what: str) -> Damaged:
+    return Damaged(f"a newer guildsync wrote it ({what[:80]})", "Upgrade guildsync here.")
 
 
 def _commit(value: Any) -> Commit:
+    """Checks everything; raises Damaged, and ValueError or RecursionError for what is wrong inside JSON."""
     if not isinstance(value, dict) or not isinstance(value.get("facts"), dict):
         raise Damaged("it is not a commit")
-    unknown = {*value, *value["facts"]} - {"store", "sequence", "commit", "facts", *KINDS}
+    unknown = (value.keys() - {"store", "sequence", "commit", "facts"}) | (value["facts"].keys() - _FACTS.keys())
     if unknown:
-        _newer(f"unknown: {min(unknown)}")
-    facts = {kind: frozenset(map(_FACTS[kind], _list(rows))) for kind, rows in value["facts"].items() if kind in _FACTS}
-    if len(facts) != len(value["facts"]) or len(value) != 4:
-        raise Damaged("it is not a commit")
-    return Commit(
-        _store_id(value.get("store")), _sequence(value.get("sequence")), _commit_id(value.get("commit")), Facts(**facts)
-    )
+        raise _newer(f"unknown: {min(unknown)}")
+    facts = Facts(**{kind: frozenset(map(_FACTS[kind], _list(rows))) for kind, rows in value["facts"].items()})
+    store, sequence, commit = (value.get(key) for key in ("store", "sequence", "commit"))
+    return Commit(_store_id(store), _sequence(sequence), _commit_id(commit), facts)
 
 
 def _list(value: Any, length: int | None = None) -> list[Any]:
@@ -212,21 +211,16 @@ def _list(value: Any, length: int | None = None) -> list[Any]:
     return value
 
 
-def _shaped(shape: str) -> Callable[[Any], str]:
-    pattern = re.compile(shape)
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise Damaged(f"not an id: {str(value)[:80]!r}")
-        return value
-
-    return check
+def _shaped(shape: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(shape, value):
+        raise Damaged(f"not an id: {str(value)[:80]!r}")
+    return value
 
 
-_store_id = _shaped("[0-9a-f]{32}")
-_commit_id = _shaped(_UUID)
-_version_id = _shaped(_UUID + "/[0-9a-f]{32}")
-_edit_id = _shaped(_UUID + "/[0-9]{1,9}")
+_store_id = partial(_shaped, "[0-9a-f]{32}")
+_commit_id = partial(_shaped, _UUID)
+_version_id = partial(_shaped, _UUID + "/[0-9a-f]{32}")
+_edit_id = partial(_shaped, _UUID + "/[0-9]{1,9}")
 
 
 def _sequence(value: Any) -> int:
@@ -235,30 +229,26 @@ def _sequence(value: Any) -> int:
     return value
 
 
-T = TypeVar("T", bound=str)
+Id = TypeVar("Id", bound=str)
 
 
-def _ascending(value: Any, check: Callable[[Any], T]) -> tuple[T, ...]:
+def _ascending(value: Any, check: Callable[[Any], Id]) -> tuple[Id, ...]:
     found = tuple(map(check, _list(value)))
     if any(one >= other for one, other in pairwise(found)):
         raise Damaged("a list in a fact is not sorted")
     return found
 
 
-def _json_text(value: Any, kind: type = object) -> str:
-    try:
-        parsed = json.loads(value)
-        if isinstance(value, str) and isinstance(parsed, kind) and canonical(parsed) == value.encode():
-            return value
-    except (ValueError, TypeError, RecursionError):
-        pass  # lone surrogates, NaN, numbers beyond float, and what is no JSON at all
-    raise Damaged(f"not canonical JSON: {str(value)[:80]!r}")
+def _parsed(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise Damaged(f"not JSON: {str(text)[:80]!r}")
+    text.encode()  # refuses lone surrogates
+    return json.loads(text)
 
 
-def _field(value: Any) -> str:
-    if not isinstance(value, str) or not value or value.encode(errors="replace").decode() != value:
-        raise Damaged(f"not a metadata field: {str(value)[:80]!r}")
-    return value
+def _is_shallow(value: Any, depth: int = 8) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in inner)
 
 
 def _pack_fact(row: Any) -> PackFact:
@@ -272,8 +262,10 @@ def _version(row: Any) -> Version:
     version, run, manifest, content, summary, replaces = _list(row, 6)
     if _version_id(version).partition("/")[2] != checked_run_id(run):
         raise Damaged("a version is not of the run it names")
-    checked_digest(manifest), checked_digest(content)
-    return Version(version, run, manifest, content, _json_text(summary, dict), _ascending(replaces, _version_id))
+    if not isinstance(_parsed(summary), dict):
+        raise Damaged("the summary of a version is malformed")
+    before = _ascending(replaces, _version_id)
+    return Version(version, run, checked_digest(manifest), checked_digest(content), summary, before)
 
 
 def _claim(row: Any) -> Claim:
@@ -292,8 +284,11 @@ def _edit(row: Any) -> Edit:
     edit, run, name, value, replaces, sequence, commit = _list(row, 7)
     if _edit_id(edit).partition("/")[0] != _commit_id(commit):
         raise Damaged("an edit is not of the commit it names")
+    parsed = _parsed(value)
+    if not (isinstance(name, str) and name.encode() and _is_shallow(parsed) and canonical(parsed) == value.encode()):
+        raise Damaged(f"an edit is malformed: {str(name)[:80]!r}")
     before = _ascending(replaces, _edit_id)
-    return Edit(edit, checked_run_id(run), _field(name), _json_text(value), before, _sequence(sequence), commit)
+    return Edit(edit, checked_run_id(run), name, value, before, _sequence(sequence), commit)
 
 
 _FACTS: Mapping[str, Callable[[Any], Any]] = {
@@ -309,22 +304,19 @@ _FACTS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def _ancestors(start: Iterable[str], replaces: Mapping[str, Version] | Mapping[str, Edit]) -> set[str]:
+def _ancestors(start: Iterable[str], known: Mapping[str, Version] | Mapping[str, Edit]) -> set[str]:
     seen: set[str] = set()
     todo = list(start)
     while todo:
-        found = replaces.get(todo.pop())
-        new = set(found.replaces) - seen if found else ()
+        new = known[fact].replaces if (fact := todo.pop()) in known else ()
+        todo.extend(id_ for id_ in new if id_ not in seen)
         seen.update(new)
-        todo.extend(new)
     return seen
 
 
 class View:
-    """What is current, in the trash and in conflict: a pure function of the set of facts, and of nothing else.
-
-    Facts that no honest writer makes (rings of `replaces`, two facts with one id) give some view, always the same.
-    """
+    """What is current, in the trash and in conflict: a pure function of the set of facts, and of nothing else. What
+    no honest writer makes (rings of `replaces`, two facts with one id) gives some view, always the same."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -333,7 +325,7 @@ class View:
         self._of_run = _grouped(self._versions.values(), lambda version: version.run)
         self._claims = _grouped(sorted(facts.claims), lambda claim: claim.version)
         self._edits = _grouped(facts.edits, lambda edit: edit.run)
-        self._marks = {mark.run: mark for mark in sorted(facts.marks, key=lambda m: (m.sequence, m.commit, m.value))}
+        self._marks: dict[str, Mark] = {mark.run: mark for mark in sorted(facts.marks, key=_stamp)}
         self._heads: dict[str, tuple[Version, ...]] = {}
 
     @property
@@ -343,7 +335,7 @@ class View:
 
     def runs(self) -> tuple[RunId, ...]:
         """The ids, sorted, of all runs that have a version or a mark, also of those that are gone."""
-        return tuple(sorted({*self._of_run, *self._marks}))
+        return tuple(sorted(map(RunId, {*self._of_run, *self._marks})))
 
     def version(self, version: str) -> Version | None:
         return self._versions.get(version)
@@ -364,7 +356,7 @@ class View:
     def heads(self, run: str) -> tuple[Version, ...]:
         """The living versions that no living one goes beyond, sorted by id; empty only where none lives."""
         if run not in self._heads:
-            mine = [version.id for version in self._of_run.get(RunId(run), ()) if version.id in self.living]
+            mine = [version.id for version in self._of_run.get(run, ()) if version.id in self.living]
             past = _ancestors(mine, self._versions)
             heads = [version for version in mine if version not in past] or mine
             self._heads[run] = tuple(self._versions[version] for version in sorted(heads))
@@ -383,8 +375,7 @@ class View:
         """`gone` if no version lives, else `hidden` or `live` as the greatest stamp says."""
         if not self.heads(run):
             return GONE
-        mark = self._marks.get(RunId(run))
-        return mark.value if mark else LIVE
+        return self._marks[run].value if run in self._marks else LIVE
 
     def good_claim(self, version: str) -> Claim | None:
         """The smallest claim none of whose packs is condemned or dropped."""
@@ -401,11 +392,8 @@ class View:
 
     def needed_packs(self) -> frozenset[Digest]:
         """The packs of the smallest good claim of each living version; of all its claims where none is good."""
-        needed: set[Digest] = set()
-        for version in self.living:
-            good = self.good_claim(version)
-            needed.update(*(claim.packs for claim in ([good] if good else self.claims(version))))
-        return frozenset(needed)
+        chosen = ([good] if (good := self.good_claim(v)) else self.claims(v) for v in self.living)
+        return frozenset(pack for claims in chosen for claim in claims for pack in claim.packs)
 
     def fields(self, run: str) -> dict[str, Any]:
         """The metadata: of the edits that stand, the greatest stamp's value; a tag is there if any says so."""
@@ -416,10 +404,8 @@ class View:
         """By field, what other edits stand for and `fields` does not say (None: removed): kept, and to be reported."""
         out = {}
         for name, edits in self._standing(run).items():
-            values = {edit.value: value for edit in edits if (value := _value(edit)) is not None}
-            if any(_value(edit) is None for edit in edits):
-                values["null"] = None
-            values.pop(canonical(_winner(name, edits)).decode())
+            values = {canonical(value): value for value in map(_value, edits)}
+            values.pop(canonical(_winner(name, edits)), None)
             if values:
                 out[name] = tuple(values[text] for text in sorted(values))
         return out
@@ -430,15 +416,14 @@ class View:
 
     def _standing(self, run: str) -> Mapping[str, list[Edit]]:
         """The edits by field that no other replaced, each field's by ascending stamp."""
-        edits = _by_id(self._edits.get(RunId(run), ()))
+        edits = _by_id(self._edits.get(run, ()))
         past = _ancestors(edits, edits)
         standing = [edit for edit in edits.values() if edit.id not in past]
-        return _grouped(sorted(standing, key=lambda e: (e.sequence, e.commit, e.id)), lambda edit: edit.field)
+        return _grouped(sorted(standing, key=_stamp), lambda edit: edit.field)
 
 
 Named = TypeVar("Named", Version, Edit)
 Fact = TypeVar("Fact")
-Key = TypeVar("Key", bound=str)
 
 
 def _by_id(found: Iterable[Named]) -> dict[str, Named]:
@@ -446,11 +431,16 @@ def _by_id(found: Iterable[Named]) -> dict[str, Named]:
     return {fact.id: fact for fact in sorted(found, reverse=True)}
 
 
-def _grouped(found: Iterable[Fact], key: Callable[[Fact], Key]) -> Mapping[Key, list[Fact]]:
-    groups: dict[Key, list[Fact]] = defaultdict(list)
+def _grouped(found: Iterable[Fact], key: Callable[[Fact], str]) -> Mapping[str, list[Fact]]:
+    groups: dict[str, list[Fact]] = defaultdict(list)
     for fact in found:
         groups[key(fact)].append(fact)
     return groups
+
+
+def _stamp(fact: Mark | Edit) -> tuple[int, str, str]:
+    """The total order of marks and edits; what one commit says twice is ordered somehow, always the same way."""
+    return (fact.sequence, fact.commit, fact.id if isinstance(fact, Edit) else fact.value)
 
 
 def _value(edit: Edit) -> Any:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import time
 import uuid
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
-from guildsync.model.manifest import Manifest, canonical, checked_digest
+from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest
 from guildsync.model.ports import Base
 from guildsync.model.run import Metadata, RunId, checked_run_id, is_run_id
 from guildsync.tree.dirs import open_directory, remove_tree, sync_path, write_durably
@@ -154,12 +156,15 @@ class Home:
             return []
 
     def aim(self, run: RunId) -> Optional[Manifest]:
-        """What a commit that never ended wanted the run to be; an unreadable note counts as knowing nothing."""
+        """What a commit that never ended wanted the run to be; None where all ended. An unreadable note says that one
+        did not end, and nothing of what it wanted."""
         try:
             with open(self._inflight(run), "rb") as file:
                 return Manifest.decode(file.read())
-        except (FileNotFoundError, Damaged):
+        except FileNotFoundError:
             return None
+        except Damaged:
+            return NOTHING
 
     # -- staging
 
@@ -237,16 +242,22 @@ def _try_lock(fd: int) -> bool:
 class HomeBases:
     """The bases that a home keeps for one pair of replicas (see `model.ports.Bases`)."""
 
-    def __init__(self, home: Home, one: str, other: str) -> None:
-        pair = "+".join(sorted((checked_run_id(one), checked_run_id(other))))
-        self._directory = os.path.join(home.state, b"bases", pair.encode())
+    def __init__(self, home: Home, one: Iterable[str], other: Iterable[str]) -> None:
+        """Each side by all ids it ever had."""
+        pairs = ("+".join(sorted(map(checked_run_id, pair))) for pair in itertools.product(sorted(one), sorted(other)))
+        self._directories = [os.path.join(home.state, b"bases", pair.encode()) for pair in pairs]
+        self._directory = self._directories[0]
 
     def load(self, run: RunId, content: Optional[str]) -> Optional[Base]:
-        intended = self._read(self._path(run) + b".intended")
-        if intended is not None and content is not None and intended[0] == content:
-            return intended[1]
-        saved = self._read(self._path(run))
-        return saved[1] if saved is not None else None
+        name = os.fsencode(checked_run_id(run))
+        for directory in self._directories:
+            intended = self._read(os.path.join(directory, name + b".intended"))
+            if intended is not None and content is not None and intended[0] == content:
+                return intended[1]
+            saved = self._read(os.path.join(directory, name))
+            if saved is not None:
+                return saved[1]
+        return None
 
     def intend(self, run: RunId, content: str, base: Base) -> None:
         self._write(self._path(run) + b".intended", content, base)
@@ -280,6 +291,33 @@ class HomeBases:
             return checked_digest(value["content"]), base
         except (FileNotFoundError, ValueError, KeyError, TypeError, Damaged):
             return None
+
+
+class HomeCache:
+    """What a home keeps of a remote (see `model.ports.Cache`); `location` names the remote's place."""
+
+    def __init__(self, home: Home, location: str) -> None:
+        name = hashlib.sha256(location.encode()).hexdigest()[:32]
+        self._directory = os.path.join(os.fsdecode(home.state), "remotes", name)
+
+    def load(self, kind: str, name: str) -> Optional[bytes]:
+        try:
+            with open(os.path.join(self._directory, kind, name), "rb") as file:
+                return file.read()
+        except OSError:
+            return None
+
+    def keep(self, kind: str, name: str, data: bytes) -> None:
+        """A home that cannot be written keeps nothing, and works."""
+        path = os.path.join(self._directory, kind, name)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except OSError:
+            pass
 
 
 def _translated(where: str, exc: OSError) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Collection, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from guildsync.errors import (
     ALIVE,
@@ -14,10 +14,11 @@ from guildsync.errors import (
     TORN,
     TRASHED,
     UNREADABLE,
+    GuildsyncError,
     Problem,
 )
 from guildsync.model.manifest import FILE, Digest, Entry, Manifest, digest_of
-from guildsync.model.ports import Known, Piece, RawRecord, RawUpdate, Scan, Want
+from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
@@ -44,6 +45,18 @@ class Tree:
     def replica(self) -> str:
         return self._home.identity
 
+    @property
+    def aliases(self) -> FrozenSet[str]:
+        return frozenset([self.replica])
+
+    @property
+    def is_there(self) -> bool:
+        return self._home.exists()
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        return ()
+
     def close(self) -> None:
         if self._files is not None:
             self._files.close()
@@ -51,17 +64,18 @@ class Tree:
 
     # -- reading
 
-    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterator[RawRecord]:
+    def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterator[RawRecord]:
         inflight = frozenset(self._home.inflight_runs())
-        for run in self._home.run_ids(deleted):
-            try:
-                fd = self._home.open_run(run, deleted)
-            except OSError:
-                continue  # it went away since the listing, or is no directory
-            try:
-                yield RawRecord(run, attrs.read_attributes(fd, run in inflight, sizes), deleted)
-            finally:
-                os.close(fd)
+        for trashed in (False, True) if deleted is None else (deleted,):
+            for run in self._home.run_ids(trashed):
+                try:
+                    fd = self._home.open_run(run, trashed)
+                except OSError:
+                    continue  # it went away since the listing, or is no directory
+                try:
+                    yield RawRecord(run, attrs.read_attributes(fd, run in inflight, sizes), trashed)
+                finally:
+                    os.close(fd)
 
     def manifests(self, known: Known) -> Iterator[Scan]:
         for run, contents in known.items():
@@ -93,17 +107,17 @@ class Tree:
                 problems=found.problems,
             )
 
-    def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Problem]]:
+    def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Lost]]:
         reader = _Reader(self._home, self._view)
         try:
             for want in wanted:
                 try:
                     data = reader.read(want)
                 except (OSError, Torn) as exc:
-                    yield _failed(want.run, want.path, exc)
+                    yield Lost(want, _failed(want.run, want.path, exc))
                     continue
                 if len(data) != want.size or digest_of(data) != want.digest:
-                    yield Problem(want.run, want.path, TORN, "it changed after it was listed")
+                    yield Lost(want, Problem(want.run, want.path, TORN, "it changed after it was listed"))
                     continue
                 yield Piece(want, data)
         finally:
@@ -112,6 +126,22 @@ class Tree:
     def audit(self) -> Iterator[Problem]:
         for run in self._home.inflight_runs():
             yield Problem(run, None, INCOMPLETE, "an earlier sync of this run did not end")
+
+    def check(self) -> Iterator[Step]:
+        there = self._home.exists()
+        hint = "" if there else "a first pull makes it"
+        yield Step(
+            "reachable",
+            True,
+            f"{len(self._home.run_ids())} runs at {self._home.text}" if there else "no home yet",
+            hint,
+        )
+        try:
+            self._home.staging().close()
+        except GuildsyncError as exc:
+            yield Step("writable", False, exc.message, exc.hint or "")
+            return
+        yield Step("writable", True, "a file was made and removed")
 
     # -- writing
 
@@ -203,7 +233,7 @@ class Tree:
         if want is None:
             fd = self._home.open_run(run)
             try:
-                attrs.write_attributes(fd, update.attributes, update.markers)
+                attrs.write_attributes(fd, update.attributes, None if attrs.alive(fd) else update.markers)
             finally:
                 os.close(fd)
             return []

@@ -1,0 +1,346 @@
+"""The near end of the pipe: FarTree; every answer is hostile input."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from guildsync.agent.frames import VERSION, Channel, Incoming, Item, error_from, error_header, send_item
+from guildsync.agent.values import (
+    PIECE_LIMITS,
+    ROWS_LIMITS,
+    SCAN_LIMITS,
+    known_row,
+    label_of,
+    lost_of,
+    piece_item,
+    problem_of,
+    record_of,
+    rows,
+    rows_of,
+    scan_of,
+    update_item,
+    verified,
+    want_row,
+)
+from guildsync.errors import Damaged, GuildsyncError, Problem, Unreachable
+from guildsync.model.manifest import Digest, checked_digest
+from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawUpdate, Scan, Want
+from guildsync.model.run import RunId, checked_run_id
+
+TIMEOUT = 30.0
+BEAT = 15.0
+AHEAD = 256 << 20
+"""Bytes of an unfinished answer that are taken into memory when another call is made meanwhile."""
+MAX_LISTING = 1 << 30
+"""Bytes of an answer whose length nothing that was asked bounds."""
+_PATIENCE = 5.0
+
+T = TypeVar("T")
+
+
+class Process(Protocol):
+    """What a FarTree owns of the process at the other end; `subprocess.Popen` has it."""
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+class FarTree:
+    """A Tree at the other end of a pipe (`model.ports.RawTree`), for one thread.
+
+    Every answer is checked; one that fails the check gives up the connection. `round_trips` counts calls.
+    Raises what the far tree raises; Damaged for an answer that lies; Unreachable when `timeout` seconds pass without
+    a sign of life.
+    """
+
+    def __init__(
+        self, reader: Any, writer: Any, process: Process | None = None, timeout: float = TIMEOUT, beat: float = BEAT
+    ) -> None:
+        self._channel = Channel(reader, writer, timeout)
+        self._process = process
+        self._last: _Answer[Any] | None = None
+        self._sending = False
+        self._problems: list[Problem] = []
+        self.round_trips = 0
+        try:
+            self._greet()
+        except BaseException:
+            self.close()
+            raise
+        self._channel.keep_beating(beat)
+
+    @property
+    def replica(self) -> str:
+        return self._replica
+
+    @property
+    def bytes_out(self) -> int:
+        return self._channel.bytes_out
+
+    @property
+    def bytes_in(self) -> int:
+        return self._channel.bytes_in
+
+    def close(self) -> None:
+        """Ends the far side; twice is harmless."""
+        self._channel.close()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        deadline = time.monotonic() + _PATIENCE
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+    def __enter__(self) -> FarTree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ping(self) -> None:
+        for _ in self._call("ping", _nothing):
+            pass
+
+    # -- reading
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        return tuple(self._problems)
+
+    def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[RawRecord]:
+        seen: set[tuple[RunId, bool]] = set()
+        self._problems = []
+
+        def records(item: Item) -> Iterator[RawRecord]:
+            for row in rows_of(item):
+                if isinstance(row, list):
+                    self._problems.append(problem_of(row))
+                    continue
+                found = record_of(row)
+                if (found.run, found.deleted) in seen or deleted not in (None, found.deleted):
+                    raise Damaged(f"run {found.run} was not asked for, or comes twice")
+                seen.add((found.run, found.deleted))
+                yield found
+
+        return self._call("runs", records, deleted=deleted, sizes=sizes)
+
+    def manifests(self, known: Known) -> Iterator[Scan]:
+        asked = dict(known)
+
+        def scan(item: Item) -> list[Scan]:
+            found = scan_of(item)
+            contents = asked.pop(found.run, None)
+            if contents is None:
+                raise Damaged(f"run {found.run} was not asked for, or comes twice")
+            if found.manifest is None and found.content not in contents and not found.problems:
+                raise Damaged(f"run {found.run} comes without its manifest")
+            return [found]
+
+        arguments = rows(known_row(run, contents) for run, contents in known.items())
+        return self._call("manifests", scan, SCAN_LIMITS, arguments)
+
+    def fetch(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
+        asked: list[Want] = []
+        came: set[int] = set()
+
+        def arguments() -> Iterator[Any]:
+            for want in dict.fromkeys(wanted):
+                asked.append(want)
+                yield want_row(want)
+
+        def answer(item: Item) -> list[Piece | Lost]:
+            label, data = label_of(item), item[1]
+            number, problem = lost_of(label) if data is None else (label, None)
+            if type(number) is not int or not 0 <= number < len(asked) or number in came:
+                raise Damaged("an object that was not asked for, or comes twice")
+            came.add(number)
+            want = asked[number]
+            if problem is None:
+                return [verified(want, data)]
+            if (problem.run, problem.path) != (want.run, want.path):
+                raise Damaged(f"object {want.digest} is lost for a problem of another path")
+            return [Lost(want, problem)]
+
+        yield from self._call("fetch", answer, PIECE_LIMITS, rows(arguments()))
+        left_out = {want.digest for want in asked} - {asked[number].digest for number in came}
+        if left_out:
+            raise Damaged(f"{len(left_out)} objects were asked for and did not come")
+
+    def audit(self) -> Iterator[Problem]:
+        return self._call("audit", _each(problem_of))
+
+    # -- writing
+
+    def missing(self, wanted: Collection[Want]) -> set[Digest]:
+        asked = {want.digest for want in wanted}
+
+        def digest(row: Any) -> Digest:
+            found = checked_digest(row)
+            if found not in asked:
+                raise Damaged(f"object {found} was not asked for")
+            return found
+
+        return set(self._call("missing", _each(digest), ROWS_LIMITS, rows(want_row(want) for want in wanted)))
+
+    def stage(self, pieces: Iterable[Piece]) -> None:
+        arguments = (piece_item(want_row(piece.want), piece.data) for piece in pieces)
+        for _ in self._call("stage", _nothing, arguments=arguments):
+            pass
+
+    def commit(self, updates: Sequence[RawUpdate]) -> list[Problem]:
+        runs = {update.run for update in updates}
+
+        def problem(row: Any) -> Problem:
+            found = problem_of(row)
+            if found.run not in runs:
+                raise Damaged(f"a problem with run {found.run}, which was not to be changed")
+            return found
+
+        return list(self._call("commit", _each(problem), arguments=(update_item(update) for update in updates)))
+
+    # -- the call
+
+    def _greet(self) -> None:
+        self._channel.send({"hello": "guildsync", "version": VERSION, "capabilities": []})
+        try:
+            frame = self._channel.receive()
+        except Damaged as exc:
+            hint = "does a start-up file of the shell there print something?"
+            raise Damaged("the far side answers with something that is no frame", hint) from exc
+        if frame is None:
+            raise Unreachable("the far side ended before it said hello")
+        header = frame[0]
+        if "error" in header:
+            raise error_from(header)
+        version = header.get("version")
+        if "hello" not in header or not isinstance(version, list) or not version:
+            raise Damaged("the far side does not say hello")
+        if version[0] != VERSION[0]:
+            raise GuildsyncError(f"the far side speaks version {str(version[0])[:20]}, not {VERSION[0]}")
+        self._replica = str(checked_run_id(header.get("replica")))
+
+    def _call(
+        self,
+        name: str,
+        decode: Callable[[Item], Iterable[T]],
+        limits: Sequence[int] = ROWS_LIMITS,
+        arguments: Iterable[Item] = (),
+        **flags: bool | None,
+    ) -> Iterator[T]:
+        """One round trip. Values come as they arrive; a consumer that stops early cancels the rest."""
+        channel = self._channel
+        if self._sending:
+            raise GuildsyncError("a call was made by what another call sends")
+        if self._last is not None:
+            self._last.finish()
+        self.round_trips += 1
+        number = self.round_trips
+        answer = self._last = _Answer(channel, number, limits, decode)
+        channel.send({"call": name, "id": number, **flags})
+        self._send(number, arguments, answer)
+        try:
+            yield from answer
+        except GeneratorExit:
+            answer.cancel()
+            raise
+
+    def _send(self, number: int, arguments: Iterable[Item], answer: _Answer[Any]) -> None:
+        """What cannot be produced to the end is aborted there, too: half a commit is none."""
+        self._sending = True
+        try:
+            for item in arguments:
+                send_item(self._channel, item)
+                if self._channel.waiting():
+                    break  # an early answer is an error: more of this is of no use
+            self._channel.send({"end": True, "id": number})
+        except Exception as exc:
+            if self._channel.broken is None:
+                self._channel.send(error_header(exc, number))
+                answer.drop()
+            raise
+        except BaseException:
+            self._channel.fail(Unreachable("the call was interrupted"))  # for Ctrl-C nothing is waited for
+            raise
+        finally:
+            self._sending = False
+
+
+class _Answer(Generic[T]):
+    """The answer to one call: values that arrived, the last of them perhaps the error that ended it."""
+
+    def __init__(
+        self, channel: Channel, number: int, limits: Sequence[int], decode: Callable[[Item], Iterable[T]]
+    ) -> None:
+        self._channel, self._number, self._decode = channel, number, decode
+        self._incoming = Incoming(channel, number, limits)
+        self._items = iter(self._incoming)
+        self._dropped = False
+        self._listed = 0
+        self.values: deque[T | GuildsyncError] = deque()
+
+    def __iter__(self) -> Iterator[T]:
+        while self.values or self.more():
+            if not self.values:
+                continue  # an item without a value
+            value = self.values.popleft()
+            if isinstance(value, GuildsyncError):
+                raise value
+            yield value
+
+    def more(self) -> bool:
+        """Takes in the next item, or the error that is there instead; False at the end."""
+        try:
+            item = next(self._items, None)
+            if item is not None:
+                self._listed += len(item[0] or b"")
+                if self._listed > MAX_LISTING:
+                    raise Damaged("an answer is larger than allowed")
+                self.values.extend(self._decode(item))
+            return item is not None
+        except GuildsyncError as exc:
+            self.values.append(exc if self._incoming.ended else self._channel.fail(exc))
+            return True
+        except BaseException:
+            self._channel.fail(Unreachable("the call was interrupted"))
+            raise
+
+    def cancel(self) -> None:
+        """Nobody wants the rest: the far side stops where it is, and what is on its way is dropped by `finish`."""
+        if not self._incoming.ended and self._channel.broken is None:
+            try:
+                self._channel.send({"cancel": True, "id": self._number})
+                self._channel.flush()
+            except Unreachable:
+                pass  # the next call will say so
+        self.drop()
+
+    def drop(self) -> None:
+        self._dropped = True
+        self.values.clear()
+
+    def finish(self) -> None:
+        """Takes in what is left, for whoever goes on reading it after another call."""
+        limit = self._channel.bytes_in + AHEAD
+        while not self._incoming.ended and self._channel.broken is None:
+            if self._channel.bytes_in > limit:
+                raise GuildsyncError("a call was made while a large answer was being read")
+            self.more()
+            if self._dropped:
+                self.values.clear()
+
+
+def _each(check: Callable[[Any], T]) -> Callable[[Item], list[T]]:
+    return lambda item: [check(row) for row in rows_of(item)]
+
+
+def _nothing(_item: Item) -> list[None]:
+    raise Damaged("an answer where there is none to be")

@@ -1,0 +1,201 @@
+"""The far end of the pipe: one dispatch table from calls to a Tree."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+
+from guildsync.agent.frames import VERSION, Channel, Header, Incoming, Item, error_header, send_item
+from guildsync.agent.values import (
+    PIECE_LIMITS,
+    ROWS_LIMITS,
+    UPDATE_LIMITS,
+    known_of,
+    label_of,
+    lost_item,
+    piece_item,
+    problem_row,
+    record_row,
+    rows,
+    rows_of,
+    scan_item,
+    update_of,
+    verified,
+    want_of,
+)
+from guildsync.errors import Damaged, GuildsyncError, Unreachable, Usage
+from guildsync.model.ports import Piece, RawTree, Want
+
+IDLE = 60.0
+BEAT = 10.0
+
+
+def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: float = BEAT) -> None:
+    """Answers calls until the near end closes its side or is silent for `idle` seconds; then closes both descriptors.
+
+    Errors of a call are answered and the next one is awaited; only frames that make no sense end the service.
+    `beat` seconds apart the near end hears that this one lives, however long the tree takes.
+    """
+    channel = Channel(reader, writer, idle)
+    try:
+        if _greeted(channel, tree):
+            channel.keep_beating(beat)
+            while _serve_one(channel, tree):
+                pass
+    except Unreachable:
+        pass  # the near end went away, which it may do at any time
+    except GuildsyncError as exc:
+        _say_last(channel, exc)
+    finally:
+        channel.close()
+
+
+def _greeted(channel: Channel, tree: RawTree) -> bool:
+    frame = channel.receive()
+    if frame is None:
+        return False
+    version = frame[0].get("version")
+    error = None
+    if "hello" not in frame[0] or not isinstance(version, list) or not version:
+        error = GuildsyncError("the first frame is no hello")
+    elif version[0] != VERSION[0]:
+        said = str(version[0])[:20]
+        error = GuildsyncError(
+            f"this agent speaks version {VERSION[0]}, not {said}", "use the same guildsync on both sides"
+        )
+    try:
+        replica = "" if error else tree.replica
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the near end is to know
+        error = exc if isinstance(exc, GuildsyncError) else GuildsyncError(error_header(exc, None)["message"])
+    if error is not None:
+        channel.send(error_header(error, None))
+    else:
+        channel.send({"hello": "guildsync", "version": VERSION, "capabilities": sorted(CALLS), "replica": replica})
+    channel.flush()
+    return error is None
+
+
+def _say_last(channel: Channel, error: GuildsyncError) -> None:
+    try:
+        channel.broken = None  # for one last frame
+        channel.send(error_header(error, None))
+        channel.flush()
+    except GuildsyncError:
+        pass  # nobody listens
+
+
+def _serve_one(channel: Channel, tree: RawTree) -> bool:
+    """False when the near end is done.
+
+    No order of sending blocks both ends: an answer begins when its arguments are in. Only `stage` works while they
+    come; if it ends before them, the answer (one frame) is sent, which the near end looks for between any two of its
+    frames, and the arguments are read to their end.
+    """
+    frame = channel.receive()
+    if frame is None:
+        return False
+    header = frame[0]
+    name, number = header.get("call"), header.get("id")
+    if "cancel" in header:
+        return True  # it crossed with the end of the answer
+    if not isinstance(name, str) or not isinstance(number, int):
+        raise channel.fail(Damaged("a frame that is no call"))
+    limits, handler = CALLS.get(name, (ROWS_LIMITS, _unknown))
+    incoming = Incoming(channel, number, limits)
+    try:
+        given = incoming if handler is _stage else list(incoming)
+        for item in handler(tree, header, given):
+            send_item(channel, item)
+            if _cancelled(channel, number):
+                break
+        answer: Header = {"end": True, "id": number}
+    except Exception as exc:  # a tree may fail in any way; this end goes on
+        if channel.broken is not None:
+            raise channel.broken from exc
+        answer = error_header(exc, number)
+    channel.send(answer)
+    channel.flush()
+    incoming.skip()
+    return True
+
+
+def _cancelled(channel: Channel, number: int) -> bool:
+    if not channel.waiting():
+        return False
+    frame = channel.receive()
+    if frame is None:
+        raise channel.fail(Unreachable("the near end went away"))
+    if "cancel" not in frame[0] or frame[0].get("id") != number:
+        raise channel.fail(Damaged("a frame in the middle of an answer"))
+    return True
+
+
+Handler = Callable[[RawTree, Header, Iterable[Item]], Iterable[Item]]
+
+
+def _unknown(_tree: RawTree, header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    raise Usage(f"this agent does not know the call {header['call'][:40]!r}", "use the same guildsync on both sides")
+
+
+def _ping(_tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return ()
+
+
+def _runs(tree: RawTree, header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    """Records, then the problems of the listing: they are known when it ended."""
+    deleted = header.get("deleted", False)
+    found = tree.runs(None if deleted is None else deleted is True, header.get("sizes") is True)
+    yield from rows(record_row(record) for record in found)
+    yield from rows(problem_row(problem) for problem in tree.problems)
+
+
+def _manifests(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    known = dict(known_of(row) for row in _all_rows(items))
+    return (scan_item(scan) for scan in tree.manifests(known))
+
+
+def _fetch(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    wants = _wants(items)
+    numbers = {want: number for number, want in enumerate(wants)}
+    for found in tree.fetch(wants):
+        if isinstance(found, Piece):
+            yield piece_item(numbers[found.want], found.data)
+        else:
+            yield lost_item(numbers[found.want], found.problem)
+
+
+def _missing(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    return rows(sorted(tree.missing(_wants(items))))
+
+
+def _stage(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    tree.stage(verified(want_of(label_of(item)), item[1]) for item in items)
+    return ()
+
+
+def _commit(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    return rows(problem_row(problem) for problem in tree.commit([update_of(item) for item in items]))
+
+
+def _audit(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows(problem_row(problem) for problem in tree.audit())
+
+
+def _all_rows(items: Iterable[Item]) -> Iterator[Any]:
+    return (row for item in items for row in rows_of(item))
+
+
+def _wants(items: Iterable[Item]) -> List[Want]:
+    return [want_of(row) for row in _all_rows(items)]
+
+
+CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
+    "ping": (ROWS_LIMITS, _ping),
+    "runs": (ROWS_LIMITS, _runs),
+    "manifests": (ROWS_LIMITS, _manifests),
+    "fetch": (ROWS_LIMITS, _fetch),
+    "missing": (ROWS_LIMITS, _missing),
+    "stage": (PIECE_LIMITS, _stage),
+    "commit": (UPDATE_LIMITS, _commit),
+    "audit": (ROWS_LIMITS, _audit),
+}
+"""By name: what a call's argument items may hold at most, and who answers it."""

@@ -1,0 +1,288 @@
+"""Store: runs as content-addressed objects; missing, stage, commit, fetch, verify."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from guildsync.errors import DAMAGED, MISSING, Damaged, GuildsyncError, Problem, Unreachable
+from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
+from guildsync.model.ports import Cache, Known, Lost, Piece, Scan, Step, Update, Want
+from guildsync.model.run import Metadata, Record, RunId, Summary
+from guildsync.store.cache import NoCache
+from guildsync.store.draft import Draft, good_packs
+from guildsync.store.fs import Absent, Files
+from guildsync.store.journal import Version, View
+from guildsync.store.objects import Objects, Stage
+from guildsync.store.pack import pack_path
+from guildsync.store.reading import Journal, Reading
+
+FORMAT_NAME = "guildsync.json"
+FORMAT = 1
+
+_THREADS = 8
+
+
+class Store:
+    """A store as a replica (`model.ports.Replica`). One instance serves one operation; `close` ends its threads."""
+
+    def __init__(self, files: Files, cache: Cache | None = None, warn: Callable[[str], None] = lambda _: None) -> None:
+        cache = cache or NoCache()
+        self._files = files
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._journal = Journal(files, cache, self._pool, warn)
+        self._objects = Objects(files, cache, self._pool)
+        self._stage = Stage(files, self._objects, self._pool)
+        self._reading: Reading | None = None
+        self._made_id = uuid.uuid4().hex
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def replica(self) -> str:
+        """The smallest id that any client gave the store; a new store's first commit settles it."""
+        return self._read().view.store or self._made_id
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        """All ids that clients gave this store: what was kept under one of them counts."""
+        return self._read().view.facts.stores | {self.replica}
+
+    @property
+    def is_there(self) -> bool:
+        return bool(self._read().names)
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        return self._read().problems
+
+    # -- reading
+
+    def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[Record]:  # noqa: ARG002 - known
+        view = self._read(anew=True).view
+        for run in view.runs():
+            hidden = view.status(run) == "hidden"
+            current = view.current(run)
+            if current is not None and deleted in (None, hidden):
+                yield _record(view, current, hidden)
+
+    def manifests(self, known: Known) -> Iterator[Scan]:
+        view = self._read().view
+        wanted: dict[RunId, Version] = {}
+        for run, contents in known.items():
+            current = view.current(run)
+            if current is None:
+                continue
+            if current.content in contents:
+                yield self._scan(view, current, None, ())
+            else:
+                wanted[run] = current
+        yield from self._fetched_manifests(view, wanted)
+
+    def fetch(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
+        left = {want.digest: want for want in wanted}
+        view = self._read().view
+        self._load(_claimed(view, {want.run for want in left.values()}))
+        tried: set[tuple[str, Digest]] = set()
+        last: dict[Digest, Problem] = {}
+        while left:
+            found = self._objects.find(left, _readable(view), tried)
+            if not found:
+                break
+            for (pack, row), data in self._objects.read(found.values()):
+                tried.add((pack, row.digest))
+                want = left[row.digest]
+                if isinstance(data, bytes):
+                    yield Piece(left.pop(row.digest), data)
+                elif isinstance(data, Damaged):
+                    last[row.digest] = Problem(want.run, want.path, DAMAGED, f"{data.message} (in pack {pack})")
+                else:
+                    last[row.digest] = Problem(want.run, want.path, MISSING, f"the pack {pack} is not there")
+            if left:
+                view = self._read(anew=True).view  # a collector may have moved them (rule V2), or another pack has them
+                self._load(_readable(view))
+        for digest, want in left.items():
+            missing = Problem(want.run, want.path, MISSING, f"no pack holds the object {digest}")
+            yield Lost(want, last.get(digest, missing))
+
+    def audit(self) -> Iterator[Problem]:
+        """Every pack that is needed is there, of its size, with its index; every living version finds its objects."""
+        reading = self._read(anew=True)
+        yield from reading.problems
+        view = reading.view
+        sizes = self._files.list("packs", deep=True)
+        facts = {fact.name: fact for fact in view.facts.adds}
+        for name in sorted(view.needed_packs()):
+            path = pack_path(name)
+            fact = facts.get(Digest(name))
+            if fact is None or path not in sizes:
+                yield Problem("", path.encode(), MISSING, "a pack that runs need is not there")
+            elif sizes[path] != fact.size:
+                yield Problem("", path.encode(), DAMAGED, f"a pack has {sizes[path]} bytes, not {fact.size}")
+        failed = self._load(view.needed_packs())
+        for pack, reason in failed.items():
+            if isinstance(reason, Damaged):
+                yield Problem("", pack_path(pack).encode(), DAMAGED, reason.message)
+
+    def check(self) -> Iterator[Step]:
+        where = self._files.where
+        try:
+            reading = self._read(anew=True)
+            if reading.problems:
+                yield Step("reachable", False, reading.problems[0].detail, "guildsync verify names all damage")
+                return
+            runs = len(reading.view.runs())
+            yield Step("reachable", True, f"{runs} runs at {where}" if reading.names else f"no store at {where} yet")
+            self._probe()
+        except GuildsyncError as exc:
+            yield Step("reachable" if self._reading is None else "writable", False, exc.message, exc.hint or "")
+            return
+        yield Step("writable", True, "an object was written, read back, listed and removed")
+
+    def _probe(self) -> None:
+        """Raises unless an object can be put, read, listed and removed."""
+        name, data = f"probe/{uuid.uuid4()}", uuid.uuid4().bytes
+        self._files.put(name, data)
+        try:
+            same = self._files.get(name) == data and self._files.read(name, 4, 8) == data[4:8]
+            listed = self._files.list("probe").get(name) == len(data)
+        except Absent:
+            same = listed = False
+        finally:
+            self._files.remove(name)
+        if not same or not listed:
+            raise Unreachable(f"{self._files.where} does not show what was just written", "it cannot hold a store")
+
+    # -- writing
+
+    def missing(self, wanted: Collection[Want]) -> set[Digest]:
+        """An object is there if it lies in a pack that is neither condemned nor dropped (rule W1)."""
+        view = self._read().view
+        self._load(good_packs(view))
+        digests = {want.digest for want in wanted}
+        there = self._objects.find(digests, good_packs(view))
+        return {digest for digest in digests if digest not in there and digest not in self._stage}
+
+    def stage(self, pieces: Iterable[Piece]) -> None:
+        self._require_writable()
+        for want, data in pieces:
+            if digest_of(data) != want.digest:
+                raise Damaged(f"an object to be staged does not match its digest {want.digest}")
+            self._stage.add(want.digest, data)
+
+    def commit(self, updates: Sequence[Update]) -> list[Problem]:
+        """Rules W2 to W4: objects and manifests in confirmed packs, one journal object, then a reading that proves
+        that nobody has condemned what it relies on."""
+        reading = self._require_writable()
+        problems = [
+            Problem(update.run, path, MISSING, "its bytes could not be had; the run is not stored without them")
+            for update in updates
+            for path in sorted(update.withheld)
+        ]
+        updates = [update for update in updates if not update.withheld]
+        for update in updates:
+            if update.want is not None:
+                data = update.want.encode()
+                if self.missing([_manifest_want(update.run, data)]):
+                    self._stage.add(digest_of(data), data)
+        own = self._stage.flush()
+        draft = Draft(reading, str(uuid.uuid4()), own)
+        for update in updates:
+            problems += draft.add(update, self._objects)
+        commit = draft.commit(reading.view.store or self._made_id)
+        if commit is None:
+            return problems
+        if not reading.names:
+            self._files.put(FORMAT_NAME, canonical({"about": "a guildsync store", "format": FORMAT}))
+        self._journal.put(commit)
+        after = self._read(anew=True)
+        self._stage.forget(after.view)
+        return problems + draft.proof(after.view)
+
+    # -- inside
+
+    def _read(self, anew: bool = False) -> Reading:
+        if self._reading is None or anew:
+            self._reading = self._journal.read()
+            if not self._reading.names:
+                self._files.require_root()
+        return self._reading
+
+    def _require_writable(self) -> Reading:
+        reading = self._read()
+        if reading.problems:
+            names = ", ".join((problem.path or b"").decode(errors="replace") for problem in reading.problems)
+            raise Damaged(
+                f"{self._files.where} has journal entries that cannot be read ({names}): nothing is written",
+                "restore them from a home whose cache has them, or from a copy of the store",
+            )
+        return reading
+
+    def _load(self, packs: Iterable[str]) -> dict[str, Damaged | Absent]:
+        wanted = set(packs)
+        return self._objects.load(fact for fact in self._read().view.facts.adds if fact.name in wanted)
+
+    def _fetched_manifests(self, view: View, wanted: dict[RunId, Version]) -> Iterator[Scan]:
+        by_digest: dict[Digest, list[Version]] = {}
+        for version in wanted.values():
+            by_digest.setdefault(version.manifest, []).append(version)
+        wants = [Want(digest, 0, versions[0].run, b"", 0) for digest, versions in by_digest.items()]
+        for answer in self.fetch(wants):
+            if isinstance(answer, Lost):
+                for version in by_digest[answer.want.digest]:
+                    problem = replace(answer.problem, run=version.run, path=None)
+                    yield self._scan(view, version, None, (problem,))
+                continue
+            for version in by_digest[answer.want.digest]:
+                try:
+                    manifest = Manifest.decode(answer.data)
+                    if manifest.content != version.content:
+                        raise Damaged("the manifest is not the one that the journal describes")
+                except Damaged as exc:
+                    problem = Problem(version.run, None, DAMAGED, exc.message)
+                    yield self._scan(view, version, None, (problem,))
+                else:
+                    yield self._scan(view, version, manifest, ())
+
+    def _scan(self, view: View, current: Version, manifest: Manifest | None, problems: tuple[Problem, ...]) -> Scan:
+        return Scan(
+            current.run,
+            current.content,
+            manifest,
+            settled=view.settled(current.id),
+            heads=tuple(head.id for head in view.heads(current.run)),
+            rivals=tuple(rival.content for rival in view.rivals(current.run)),
+            problems=problems,
+        )
+
+
+def _record(view: View, current: Version, hidden: bool) -> Record:
+    return Record(
+        current.run,
+        Summary.from_json(json.loads(current.summary)),
+        Metadata.from_fields(view.fields(current.run)),
+        current.content,
+        current.manifest,
+        tuple(head.id for head in view.heads(current.run)),
+        hidden,
+    )
+
+
+def _manifest_want(run: RunId, data: bytes) -> Want:
+    return Want(digest_of(data), len(data), run, b"", 0)
+
+
+def _claimed(view: View, runs: Iterable[RunId]) -> list[str]:
+    """The packs that suffice to read the heads of these runs."""
+    claims = (view.claim(head.id) for run in runs for head in view.heads(run))
+    return sorted({pack for claim in claims if claim is not None for pack in claim.packs})
+
+
+def _readable(view: View) -> list[str]:
+    """The packs that may still be there, those that stay first."""
+    bad = view.facts.condemned - view.facts.dropped
+    return [*good_packs(view), *sorted(bad)]

@@ -1,0 +1,80 @@
+"""What a sync did: counters and problems, as they are told to people and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from guildsync.errors import Problem, exit_code_of
+from guildsync.model.manifest import text
+from guildsync.model.run import RunId
+
+
+@dataclass
+class Outcome:
+    """`runs` and `files` were delivered, `same` runs were there already; bytes are of files' content: all that was to
+    be delivered, what of it crossed, and what the target had already."""
+
+    runs: int = 0
+    files: int = 0
+    same: int = 0
+    bytes_total: int = 0
+    bytes_sent: int = 0
+    bytes_reused: int = 0
+    removed: int = 0
+    seconds: float = 0.0
+    requests: int | None = None
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code_of(self.problems)
+
+    def report(self, problems: Iterable[Problem]) -> None:
+        """Add problems, each path's first one only."""
+        seen = {(problem.run, problem.path) for problem in self.problems}
+        for problem in problems:
+            if (problem.run, problem.path) not in seen:
+                self.problems.append(problem)
+                seen.add((problem.run, problem.path))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "files": self.files,
+            "bytes_total": self.bytes_total,
+            "bytes_sent": self.bytes_sent,
+            "bytes_reused": self.bytes_reused,
+            "requests": self.requests,
+            "seconds": round(self.seconds, 3),
+            "problems": [problem_row(problem) for problem in self.problems],
+        }
+
+
+def problem_row(problem: Problem) -> dict[str, Any]:
+    """A problem for `--json`; a path that is not UTF-8 is percent-encoded, and says so."""
+    row: dict[str, Any] = {"run": problem.run or None, "path": None, "reason": problem.reason, "detail": problem.detail}
+    if problem.path is not None:
+        path = text(problem.path)
+        row["path"] = path if isinstance(path, str) else path["percent"]
+        if not isinstance(path, str):
+            row["path_encoding"] = "percent"
+    return row
+
+
+class Progress:
+    """Told what happens while it does; this one is silent."""
+
+    def planned(self, runs: int, files: int, size: int) -> None:
+        """Totals, before the first byte."""
+
+    def moved(self, size: int) -> None:
+        """So many bytes more are accounted for."""
+
+    def committed(self, runs: Iterable[RunId]) -> None:
+        """These runs are delivered for good."""
+
+
+Clock = Callable[[], float]

@@ -1,0 +1,382 @@
+"""push, pull, copy: read both sides, decide, send, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from guildsync.errors import (
+    ALIVE,
+    CHANGED,
+    CONFLICT,
+    MISSING,
+    MOVED,
+    NOT_KEPT,
+    TORN,
+    TRASHED,
+    Problem,
+)
+from guildsync.errors import (
+    INCOMPLETE as DID_NOT_END,
+)
+from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest, same
+from guildsync.model.plan import (
+    SOURCE,
+    TARGET,
+    Clash,
+    Plan,
+    Policy,
+    agreed,
+    apply,
+    continued,
+    diff,
+    guard,
+    tail_to_compare,
+)
+from guildsync.model.ports import Base, Bases, Piece, Scan, Source, Target, Update, Want
+from guildsync.model.run import INCOMPLETE, NO_METADATA, Record, RunId, Summary, agreed_metadata, merge_metadata
+from guildsync.verbs.deliver import Carrier, Delivery, wants_of
+from guildsync.verbs.outcome import Clock, Outcome, Progress
+
+ROUNDS = 5
+_AGAIN = frozenset({TORN, MOVED, CHANGED})
+"""What another round may mend."""
+_DELIVERED = frozenset({NOT_KEPT, TRASHED})
+
+Choose = Callable[[Sequence[Record]], Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person asked for. `choose` picks among the source's runs; `origin` names the source in what the target
+    notes about a run that still runs there; `max_delete` lifts the safety stop up to that many files."""
+
+    choose: Choose = field(default=lambda records: records)
+    policy: Policy = field(default_factory=Policy)
+    max_delete: int | None = None
+    dry_run: bool = False
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What is to happen to one run, and the base both sides share once it has."""
+
+    update: Update
+    plan: Plan
+    have: Manifest
+    base: Base
+    problems: tuple[Problem, ...]
+    delivery: Delivery
+
+
+@dataclass(frozen=True)
+class _Both:
+    """One run as both sides list and scan it. `there` and `have` are None where the target does not have it."""
+
+    record: Record
+    want: Scan
+    there: Record | None
+    have: Scan | None
+    base: Base | None
+
+
+class Sync:
+    """One sync from `source` to `target`; `run` carries it out."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        bases: Bases,
+        options: Options,
+        progress: Progress | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._source, self._target, self._bases, self._options = source, target, bases, options
+        self._progress = progress or Progress()
+        self._clock = clock
+        self._outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Deliver what is chosen. What cannot be delivered is in the outcome's problems; all else is durable."""
+        outcome, began = self._outcome, self._clock()
+        chosen: frozenset[RunId] | None = None
+        for last in (False,) * (ROUNDS - 1) + (True,):
+            records, there = self._list(chosen)
+            problems: list[Problem] = []
+            intents = self._decide(records, there, problems)
+            guard([(i.update.run, i.plan, i.have) for i in intents], self._options.max_delete)
+            problems += self._deliver(intents)
+            again = frozenset(RunId(problem.run) for problem in problems if problem.reason in _AGAIN)
+            outcome.report(problem for problem in problems if last or problem.run not in again)
+            if not again or self._options.dry_run:
+                break
+            chosen = again
+        outcome.report([*self._source.problems, *self._target.problems])
+        outcome.notes[:] = dict.fromkeys(outcome.notes)
+        outcome.seconds = self._clock() - began
+        return outcome
+
+    # -- read both sides
+
+    def _list(self, chosen: frozenset[RunId] | None) -> tuple[list[Record], dict[RunId, Record]]:
+        """The chosen runs of the source that are not in the trash at the target, and what the target has."""
+        living = list(self._source.runs())
+        if chosen is None:
+            records = list(self._options.choose(living))
+        else:
+            records = [record for record in living if record.run in chosen]
+        there = {record.run: record for record in self._target.runs(deleted=None)}
+        deleted = {run for run, record in there.items() if record.deleted}
+        skipped = [record.run for record in records if record.run in deleted]
+        if skipped and chosen is None:
+            self._outcome.notes.append(f"{len(skipped)} runs are deleted there and were left out: {_some(skipped)}")
+        return [record for record in records if record.run not in deleted], there
+
+    def _pairs(self, records: Sequence[Record], there: dict[RunId, Record]) -> Iterable[_Both]:
+        bases = {}
+        for record in records:
+            other = there.get(record.run)
+            bases[record.run] = self._bases.load(record.run, other.content if other else None) if other else None
+        known = {run: _contents(base) for run, base in bases.items()}
+        wants = {scan.run: scan for scan in self._source.manifests(known)}
+        present = {run: {*known[run], scan.content} for run, scan in wants.items() if run in there}
+        haves = {scan.run: scan for scan in self._target.manifests(present)}
+        for record in records:
+            run = record.run
+            want, have, base = wants.get(run), haves.get(run), bases[run]
+            if want is None:
+                yield _Both(record, Scan(run, _NO_CONTENT, None, problems=(_gone(run),)), None, None, None)
+                continue
+            if have is not None and (base is None or have.content != base.manifest.content):
+                base = self._bases.load(run, have.content)
+            yield _Both(record, want, there.get(run) if have else None, have, base if have else None)
+
+    # -- decide
+
+    def _decide(self, records: Sequence[Record], there: dict[RunId, Record], problems: list[Problem]) -> list[Intent]:
+        intents = []
+        for both in self._pairs(records, there):
+            problems += both.want.problems
+            intent = self._intent(both, problems)
+            if intent is not None:
+                problems += intent.problems
+                intents.append(intent)
+        return intents
+
+    def _intent(self, both: _Both, problems: list[Problem]) -> Intent | None:
+        run, want, have = both.record.run, both.want, both.have
+        wanted = _manifest(want, both.base, None)
+        there = NOTHING if have is None else _manifest(have, both.base, wanted)
+        if wanted is None or there is None:
+            problems += have.problems if have is not None else ()
+            return None
+        if want.aim is not None:
+            problems.append(
+                Problem(run, None, DID_NOT_END, "an earlier sync to here did not end; sync it from there first")
+            )
+            return None
+        problems += _rivalry(run, want.rivals)
+        if have is not None and have.rivals and self._options.policy.resolve is None:
+            problems += _rivalry(run, have.rivals)
+            return None
+        plan, base = self._plan(both, there, wanted)
+        if plan.clashes:
+            problems += [_conflict(run, clash) for clash in plan.clashes]
+            return None
+        return self._settled_or_intent(both, plan, there, wanted, base)
+
+    def _plan(self, both: _Both, there: Manifest, wanted: Manifest) -> tuple[Plan, Manifest | None]:
+        base = both.base.manifest if both.base is not None else None
+        if both.have is not None and both.have.aim is not None:
+            base = continued(base, there, both.have.aim)
+        policy = self._options.policy
+        if any(problem.reason not in _DELIVERED for problem in both.want.problems):
+            policy = replace(policy, delete=False)  # what could not be read is not gone
+        plan = diff(base, there, wanted, replace(policy, resolve=None))
+        grown = [clash.path for clash in plan.clashes if self._is_growth(both.record.run, clash)]
+        if plan.clashes:
+            plan = diff(base, there, wanted, policy, grown)
+        return plan, base
+
+    def _is_growth(self, run: RunId, clash: Clash) -> bool:
+        """Is the shorter of two files how the longer one begins? Reads one object of the longer side."""
+        if clash.growth is None:
+            return False
+        side, longer, shorter = clash.growth
+        if shorter.size == 0:
+            return True
+        tails = tail_to_compare(shorter, longer)
+        if tails is None:
+            return False
+        last, other = tails
+        replica: Source = self._source if side == SOURCE else self._target
+        for answer in replica.fetch([Want(other.digest, other.size, run, clash.path, other.offset)]):
+            if isinstance(answer, Piece):
+                return hashlib.sha256(answer.data[: last.size]).hexdigest() == last.digest
+        return False
+
+    def _settled_or_intent(
+        self, both: _Both, plan: Plan, there: Manifest, wanted: Manifest, base: Manifest | None
+    ) -> Intent | None:
+        """The intent, or None where both sides are as they should be (then that is the new base)."""
+        record, have, known = both.record, both.have, both.there
+        was = known.metadata if known is not None else NO_METADATA
+        shared = both.base.metadata if both.base is not None else NO_METADATA
+        metadata, overruled = merge_metadata(shared, was, record.metadata)
+        self._outcome.notes += [f"run {record.run[:8]}: the {_field(name)} there was replaced" for name in overruled]
+        files = bool(plan.changes) or have is None or not have.settled or bool(have.rivals)
+        alive: tuple[Problem, ...] = ()
+        if plan.changes and have is not None and have.alive:
+            plan, files = Plan((), (), ()), False
+            alive = (Problem(record.run, None, ALIVE, "it is running there; its files are left alone"),)
+        result = apply(plan, there)
+        after = Base(
+            self._next_base(base, result, wanted),
+            agreed_metadata(shared, metadata, record.metadata),
+            record.summary.status,
+        )
+        if not files and metadata == was and not _status_news(both):
+            if alive:
+                self._outcome.report(alive)
+            else:
+                self._outcome.same += 1
+                if both.base != after:
+                    self._bases.save(record.run, after)
+            return None
+        update = Update(
+            record.run,
+            have=there if have is not None else None,
+            want=result if files else None,
+            summary=_summary(both, plan, result),
+            metadata=metadata,
+            metadata_was=was,
+            heads=() if have is None else have.heads if self._options.policy.resolve else have.heads[:1],
+            origin=self._options.origin,
+        )
+        return Intent(update, plan, there, after, alive, self._delivery(update, wanted, have))
+
+    def _delivery(self, update: Update, wanted: Manifest, have: Scan | None) -> Delivery:
+        """What must be at hand for the commit: the objects of what changes; of everything where the target must put
+        down anew what it has."""
+        if update.want is None:
+            return Delivery(update, ())
+        settled = have is None or have.settled
+        was = update.have.by_path if update.have is not None else {}
+        needed = [entry for entry in update.want.entries if not settled or not same(entry, was.get(entry.path))]
+        theirs = [entry for entry in needed if same(entry, wanted.by_path.get(entry.path))]
+        own = [entry for entry in needed if not same(entry, wanted.by_path.get(entry.path))]
+        return Delivery(update, wants_of(update.run, theirs), wants_of(update.run, own))
+
+    def _next_base(self, base: Manifest | None, result: Manifest, wanted: Manifest) -> Manifest:
+        if self._options.policy.resolve == TARGET:
+            return wanted  # taken note of: what the source has now is no news any more
+        return agreed(base, result, wanted)
+
+    # -- send and publish
+
+    def _deliver(self, intents: Sequence[Intent]) -> list[Problem]:
+        outcome = self._outcome
+        deliveries = [intent.delivery for intent in intents]
+        by_run = {intent.update.run: intent for intent in intents}
+        carrier = Carrier(self._source, self._target, self._clock, self._progress)
+        missing = carrier.missing(deliveries)
+        total = sum(delivery.size for delivery in deliveries)
+        self._progress.planned(len(deliveries), sum(delivery.files for delivery in deliveries), total)
+        if self._options.dry_run:
+            outcome.runs, outcome.bytes_total = len(deliveries), total
+            outcome.files = sum(delivery.files for delivery in deliveries)
+            outcome.bytes_reused = total - sum(_sizes(deliveries, missing))
+            return []
+        for intent in intents:
+            if intent.update.want is not None:
+                self._bases.intend(intent.update.run, intent.update.want.content, intent.base)
+        problems: list[Problem] = []
+        for updates, failed in carrier.carry(deliveries, missing):
+            problems += failed
+            broken = {problem.run for problem in failed if problem.reason not in _DELIVERED}
+            for update in updates:
+                if update.run not in broken:
+                    self._count(by_run[update.run])
+        outcome.bytes_sent += carrier.sent
+        outcome.bytes_reused = max(0, outcome.bytes_total - outcome.bytes_sent)
+        return problems
+
+    def _count(self, intent: Intent) -> None:
+        self._bases.save(intent.update.run, intent.base)
+        self._outcome.runs += 1
+        self._outcome.files += intent.delivery.files
+        self._outcome.bytes_total += intent.delivery.size
+        self._outcome.removed += len(intent.plan.removals)
+
+
+_NO_CONTENT = Digest("")
+
+
+def _contents(base: Base | None) -> tuple[Digest, ...]:
+    return (base.manifest.content,) if base is not None else ()
+
+
+def _manifest(scan: Scan, base: Base | None, other: Manifest | None) -> Manifest | None:
+    """The manifest of a scan, also where it was left out because it is known here; None where it cannot be had."""
+    candidates = (scan.manifest, base.manifest if base is not None else None, other)
+    return next((found for found in candidates if found is not None and found.content == scan.content), None)
+
+
+def _status_news(both: _Both) -> bool:
+    """Does the source know of a status that the target does not? Where it has not changed here since the last sync,
+    it is the target that knows better."""
+    if both.there is None or both.record.summary.status == both.there.summary.status:
+        return False
+    return both.base is None or both.base.status != both.record.summary.status
+
+
+def _summary(both: _Both, plan: Plan, result: Manifest) -> Summary:
+    """The source's, unless the target keeps attributes of its own; sizes are those of what the run becomes."""
+    kept = any(path.startswith(b".guild/attrs/") for path in plan.left)
+    there = both.there.summary if both.there is not None else None
+    summary = there if kept and there is not None else both.record.summary
+    status = both.record.summary.status
+    if there is not None and there.status != INCOMPLETE and not _status_news(both):
+        status = there.status
+    return replace(summary, status=status, size=result.size, files=result.files)
+
+
+def _sizes(deliveries: Iterable[Delivery], missing: set[Digest]) -> Iterable[int]:
+    return {w.digest: w.size for d in deliveries for w in (*d.wants, *d.own_wants) if w.digest in missing}.values()
+
+
+def _gone(run: RunId) -> Problem:
+    return Problem(run, None, MISSING, "it went away while it was being read")
+
+
+def _rivalry(run: RunId, rivals: Sequence[Digest]) -> list[Problem]:
+    if not rivals:
+        return []
+    detail = f"{len(rivals) + 1} versions of it were stored by writers that did not see each other; --resolve decides"
+    return [Problem(run, None, CONFLICT, detail)]
+
+
+def _conflict(run: RunId, clash: Clash) -> Problem:
+    detail = f"here {_version(clash.want)}, there {_version(clash.have)}: both changed since the last sync"
+    return Problem(run, clash.path, CONFLICT, detail)
+
+
+def _version(entry: Entry | None) -> str:
+    if entry is None:
+        return "removed"
+    if entry.kind == FILE:
+        return f"{entry.size} bytes {(entry.digest or '')[:12]} mode {entry.mode:o}"
+    return f"a directory of mode {entry.mode:o}" if entry.kind == DIRECTORY else "a link"
+
+
+def _field(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _some(runs: Sequence[RunId]) -> str:
+    shown = ", ".join(run[:8] for run in runs[:5])
+    return shown if len(runs) <= 5 else f"{shown} and {len(runs) - 5} more"

@@ -1,0 +1,81 @@
+"""Fixtures of all tests: a clean environment, and real S3 servers that start when first asked for."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit import servers
+from tests.kit.servers import SERVERS, S3Server
+
+_PRIVATE = ("AWS_", "GUILD", "BOTO")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_personal_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        _clean(patch, tmp_path_factory.mktemp("home"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing of the person's own configuration reaches a test; answers the HOME that this test alone sees."""
+    home = tmp_path_factory.mktemp("home")
+    _clean(monkeypatch, home)
+    return home
+
+
+def _clean(patch: pytest.MonkeyPatch, home: Path) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(_PRIVATE):
+            patch.delenv(name)
+    patch.setenv("HOME", str(home))
+    for name in ("CONFIG", "CACHE", "DATA", "STATE"):
+        patch.setenv(f"XDG_{name}_HOME", str(home / f".{name.lower()}"))
+    # without these boto asks an address of the cloud for credentials
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("AWS_CONFIG_FILE", str(home / "no-aws-config"))
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "no-aws-credentials"))
+
+
+# One server a worker of pytest-xdist: nobody waits for, or outlives, another worker's server.
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[S3Server]:
+    with servers.seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server() -> Iterator[S3Server]:
+    with servers.rclone_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    with servers.moto() as server:
+        yield server
+
+
+def new_bucket(server: S3Server) -> str:
+    return server.make_bucket(f"t-{uuid.uuid4().hex[:20]}")
+
+
+@pytest.fixture
+def s3_bucket(seaweed: S3Server) -> str:
+    """The name of a fresh bucket on `seaweed`."""
+    return new_bucket(seaweed)
+
+
+@pytest.fixture(params=SERVERS)
+def s3_server(request: pytest.FixtureRequest) -> S3Server:
+    """Every kind of server in turn; `servers.s3_servers("seaweed", …)` chooses some of them."""
+    server: S3Server = request.getfixturevalue(request.param)
+    return server
