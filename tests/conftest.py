@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.kit import servers
 from tests.kit.servers import SERVERS, S3Server
+
+# No deadlines: a busy machine is no bug. HYPOTHESIS_PROFILE=thorough looks longer.
+settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 _PRIVATE = ("AWS_", "GUILD", "BOTO")
 

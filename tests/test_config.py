@@ -123,7 +123,9 @@ def test_later_layers_win_key_by_key(load_text: Load, home: Path) -> None:
 
 def test_a_remote_that_changes_its_type_starts_anew(load_text: Load) -> None:
     guild = "remotes:\n  g:\n    type: ssh\n    host: one\n"
-    assert load_text("remotes: {g: {type: s3, bucket: b}}", guild).remote("g") == S3Remote(name="g", bucket="b")
+    found = load_text("remotes: {g: {type: s3, bucket: b}}", guild)
+    assert found.remote("g") == S3Remote(name="g", bucket="b")
+    assert found.warnings == ()  # nothing of the ssh remote is left to warn of
 
 
 def test_where_the_users_file_lies(home: Path) -> None:

@@ -12,6 +12,7 @@ from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
     SCAN_LIMITS,
+    flag_of,
     known_row,
     label_of,
     lost_of,
@@ -21,13 +22,14 @@ from guildsync.agent.values import (
     rows,
     rows_of,
     scan_of,
+    step_of,
     update_item,
     verified,
     want_row,
 )
 from guildsync.errors import Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, checked_digest
-from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawUpdate, Scan, Want
+from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import RunId, checked_run_id
 
 TIMEOUT = 30.0
@@ -67,6 +69,7 @@ class FarTree:
         self._last: _Answer[Any] | None = None
         self._sending = False
         self._problems: list[Problem] = []
+        self._replica: str | None = None
         self.round_trips = 0
         try:
             self._greet()
@@ -77,7 +80,17 @@ class FarTree:
 
     @property
     def replica(self) -> str:
+        if self._replica is None:
+            self._replica = self._one("replica", checked_run_id)
         return self._replica
+
+    @property
+    def aliases(self) -> frozenset[str]:
+        return frozenset([self.replica])
+
+    @property
+    def is_there(self) -> bool:
+        return self._one("there", flag_of)
 
     @property
     def bytes_out(self) -> int:
@@ -178,6 +191,9 @@ class FarTree:
     def audit(self) -> Iterator[Problem]:
         return self._call("audit", _each(problem_of))
 
+    def check(self) -> Iterator[Step]:
+        return self._call("check", _each(step_of))
+
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> set[Digest]:
@@ -209,6 +225,13 @@ class FarTree:
 
     # -- the call
 
+    def _one(self, name: str, decode: Callable[[Any], T]) -> T:
+        """The answer of a call that has exactly one."""
+        found = list(self._call(name, _each(decode)))
+        if len(found) != 1:
+            raise Damaged(f"{len(found)} answers to one question")
+        return found[0]
+
     def _greet(self) -> None:
         self._channel.send({"hello": "guildsync", "version": VERSION, "capabilities": []})
         try:
@@ -226,7 +249,6 @@ class FarTree:
             raise Damaged("the far side does not say hello")
         if version[0] != VERSION[0]:
             raise GuildsyncError(f"the far side speaks version {str(version[0])[:20]}, not {VERSION[0]}")
-        self._replica = str(checked_run_id(header.get("replica")))
 
     def _call(
         self,

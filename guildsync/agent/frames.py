@@ -346,8 +346,11 @@ def error_from(header: Header) -> GuildsyncError:
 # -- JSON
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
 def dumps(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def loads(data: Optional[bytes]) -> Any:

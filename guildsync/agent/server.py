@@ -18,6 +18,7 @@ from guildsync.agent.values import (
     rows,
     rows_of,
     scan_item,
+    step_row,
     update_of,
     verified,
     want_of,
@@ -37,7 +38,7 @@ def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: flo
     """
     channel = Channel(reader, writer, idle)
     try:
-        if _greeted(channel, tree):
+        if _greeted(channel):
             channel.keep_beating(beat)
             while _serve_one(channel, tree):
                 pass
@@ -49,7 +50,7 @@ def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: flo
         channel.close()
 
 
-def _greeted(channel: Channel, tree: RawTree) -> bool:
+def _greeted(channel: Channel) -> bool:
     frame = channel.receive()
     if frame is None:
         return False
@@ -62,14 +63,10 @@ def _greeted(channel: Channel, tree: RawTree) -> bool:
         error = GuildsyncError(
             f"this agent speaks version {VERSION[0]}, not {said}", "use the same guildsync on both sides"
         )
-    try:
-        replica = "" if error else tree.replica
-    except Exception as exc:  # noqa: BLE001 - whatever it is, the near end is to know
-        error = exc if isinstance(exc, GuildsyncError) else GuildsyncError(error_header(exc, None)["message"])
     if error is not None:
         channel.send(error_header(error, None))
     else:
-        channel.send({"hello": "guildsync", "version": VERSION, "capabilities": sorted(CALLS), "replica": replica})
+        channel.send({"hello": "guildsync", "version": VERSION, "capabilities": sorted(CALLS)})
     channel.flush()
     return error is None
 
@@ -180,6 +177,18 @@ def _audit(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[I
     return rows(problem_row(problem) for problem in tree.audit())
 
 
+def _check(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows(step_row(step) for step in tree.check())
+
+
+def _replica(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows([tree.replica])
+
+
+def _there(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows([tree.is_there])
+
+
 def _all_rows(items: Iterable[Item]) -> Iterator[Any]:
     return (row for item in items for row in rows_of(item))
 
@@ -197,5 +206,8 @@ CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "stage": (PIECE_LIMITS, _stage),
     "commit": (UPDATE_LIMITS, _commit),
     "audit": (ROWS_LIMITS, _audit),
+    "check": (ROWS_LIMITS, _check),
+    "replica": (ROWS_LIMITS, _replica),
+    "there": (ROWS_LIMITS, _there),
 }
 """By name: what a call's argument items may hold at most, and who answers it."""

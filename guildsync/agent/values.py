@@ -20,14 +20,15 @@ from guildsync.model.manifest import (
     text,
     untext,
 )
-from guildsync.model.ports import Piece, RawRecord, RawUpdate, Scan, Want
+from guildsync.model.ports import Aim, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import Attributes, RunId, checked_run_id
 
 MAX_JSON = 64 << 20
 """Of one item's structured blob: the attributes of a run, the problems of a scan."""
 ROWS_LIMITS = (MAX_JSON,)
 PIECE_LIMITS = (1 << 18, MAX_OBJECT)
-SCAN_LIMITS = UPDATE_LIMITS = (MAX_JSON, MAX_MANIFEST, MAX_MANIFEST)
+SCAN_LIMITS = (MAX_JSON, MAX_MANIFEST, MAX_MANIFEST, MAX_MANIFEST)
+UPDATE_LIMITS = (MAX_JSON, MAX_MANIFEST, MAX_MANIFEST)
 
 _BATCH, _BATCH_BYTES = 1000, 1 << 18
 
@@ -162,14 +163,16 @@ def scan_item(scan: Scan) -> Item:
         "rivals": scan.rivals,
         "problems": [problem_row(problem) for problem in scan.problems],
     }
-    return [dumps(head), _bytes_of(scan.manifest), _bytes_of(scan.aim)]
+    aim = scan.aim or (None, None)
+    return [dumps(head), _bytes_of(scan.manifest), _bytes_of(aim[0]), _bytes_of(aim[1])]
 
 
 def scan_of(item: Item) -> Scan:
     """Its content is that of its manifest; without a manifest it may be empty, when problems say why."""
     with _well_formed("a scan"):
         head = loads(item[0])
-        manifest, aim = _manifest_of(item[1]), _manifest_of(item[2])
+        manifest, before, want = (_manifest_of(data) for data in item[1:])
+        aim = None if before is None or want is None else Aim(before, want)
         problems = tuple(problem_of(row) for row in head["problems"])
         unknown = head["content"] == "" and manifest is None and problems
         content = Digest("") if unknown else checked_digest(head["content"])
@@ -202,6 +205,23 @@ def update_of(item: Item) -> RawUpdate:
     for path in withheld:
         check_path(path)
     return RawUpdate(run, _manifest_of(item[1]), _manifest_of(item[2]), attributes, markers, withheld)
+
+
+def step_row(step: Step) -> Any:
+    return list(step)
+
+
+def step_of(row: Any) -> Step:
+    with _well_formed("a step of a check"):
+        name, ok, detail, hint = row
+        if not all(isinstance(word, str) and len(word) < 1 << 16 for word in (name, detail, hint)):
+            raise ValueError
+        return Step(name, _flag(ok), detail, hint)
+
+
+def flag_of(row: Any) -> bool:
+    with _well_formed("a yes or no"):
+        return _flag(row)
 
 
 @contextmanager

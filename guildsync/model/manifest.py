@@ -198,7 +198,10 @@ class Manifest:
             raise Damaged(f"a manifest has format {value[0]!r}, this guildsync reads format {FORMAT}")
         if len(value[1]) > MAX_ENTRIES:
             raise Damaged(f"a manifest of {len(value[1])} entries is larger than allowed")
-        return cls(_entry_from_json(row) for row in value[1])
+        manifest = cls(_entry_from_json(row) for row in value[1])
+        if manifest.encode() != data:
+            raise Damaged("a manifest is not written as it must be")
+        return manifest
 
 
 def canonical(value: Any) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Collection, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from guildsync.errors import SafetyStop
-from guildsync.model.manifest import DIRECTORY, FILE, Entry, Manifest, Object, parent, same
+from guildsync.model.manifest import DIRECTORY, FILE, Entry, Manifest, Object, directory_entry, parent, same
 
 SOURCE, TARGET = "source", "target"
 
@@ -121,9 +121,24 @@ def agreed(base: Optional[Manifest], have: Manifest, want: Manifest) -> Manifest
     return _pruned(entries)
 
 
-def continued(base: Optional[Manifest], have: Manifest, aim: Manifest) -> Manifest:
-    """The base for a target where a commit towards `aim` never ended: what already arrived is no change of its own."""
-    return agreed(base, have, aim)
+def continued(base: Optional[Manifest], have: Manifest, before: Manifest, aim: Manifest) -> Manifest:
+    """The base for a target where a commit from `before` towards `aim` never ended: what it already changed there is
+    no change of the target's own."""
+    entries: Entries = dict(base.by_path) if base is not None else {}
+    was, to, now = before.by_path, aim.by_path, have.by_path
+    for path in was.keys() | to.keys():
+        if same(was.get(path), to.get(path)) or not same(now.get(path), to.get(path)):
+            continue
+        entry = now.get(path)
+        if entry is None:
+            entries.pop(path, None)
+            continue
+        entries[path] = entry
+        top = parent(path)
+        while top and not _is_directory(entries.get(top)):
+            entries[top] = directory_entry(top, 0, 0)  # of a mode that neither side is known to have had
+            top = parent(top)
+    return _pruned(entries)
 
 
 def tail_to_compare(shorter: Entry, longer: Entry) -> Optional[Tuple[Object, Object]]:

@@ -51,6 +51,13 @@ class Lost(NamedTuple):
     problem: Problem
 
 
+class Aim(NamedTuple):
+    """A commit that never ended: what the run was before it, and what it was to become."""
+
+    before: Manifest
+    want: Manifest
+
+
 class Step(NamedTuple):
     """One step of a check: what was tried, whether it worked, what was found, and what to do about it."""
 
@@ -67,7 +74,7 @@ class Scan:
     `manifest` is None when its `content` is among the known, or when it cannot be had (then `problems` say why).
     `settled` is False when what lies there needs another commit although nothing differs.
     `heads` names the versions that a commit made from this scan replaces; `rivals` are contents of further heads.
-    `aim` is what a commit that never ended wanted the run to be (None: all ended): such a run is never a source.
+    `aim` is a commit that never ended (None: all did): such a run is never a source.
     """
 
     run: RunId
@@ -77,7 +84,7 @@ class Scan:
     alive: bool = False
     heads: Tuple[str, ...] = ()
     rivals: Tuple[Digest, ...] = ()
-    aim: Optional[Manifest] = None
+    aim: Optional[Aim] = None
     problems: Tuple[Problem, ...] = ()
 
 

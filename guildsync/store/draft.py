@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 
-from guildsync.errors import CONFLICT, MISSING, MOVED, PURGED, TRASHED, Problem
+from guildsync.errors import CONFLICT, MISSING, MOVED, PURGED, TRASHED, Damaged, Problem
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
 from guildsync.model.ports import Update
 from guildsync.model.run import RunId, Summary
@@ -94,7 +94,7 @@ class Draft:
         claim = self._view.good_claim(current.id) if current is not None else None
         if current is None or claim is None:
             return
-        there = Summary.from_json(json.loads(current.summary))
+        there = summary_of(current)
         if there.status == update.summary.status:
             return
         now = replace(update.summary, size=there.size, files=there.files)
@@ -124,3 +124,11 @@ def good_packs(view: View) -> list[Digest]:
     """The packs that are neither condemned nor dropped."""
     bad = view.facts.condemned | view.facts.dropped
     return sorted(fact.name for fact in view.facts.adds if fact.name not in bad)
+
+
+def summary_of(version: Version) -> Summary:
+    """The summary of a version; an unreadable one says nothing: summaries decide nothing about bytes."""
+    try:
+        return Summary.from_json(json.loads(version.summary))
+    except (ValueError, RecursionError, Damaged):
+        return Summary()

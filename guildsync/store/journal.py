@@ -19,8 +19,7 @@ from guildsync.model.manifest import Digest, canonical, checked_digest
 from guildsync.model.run import RunId, checked_run_id
 
 FORMAT = 1
-MAX_DECODED = 1 << 30
-"""No journal object decompresses to more bytes."""
+MAX_DECODED = 1 << 30  # bytes that a journal object may decompress to
 SEQUENCES = range(1, 10**16)
 
 HIDDEN, LIVE, GONE = "hidden", "live", "gone"
@@ -134,10 +133,8 @@ def split_name(name: str) -> tuple[int, str]:
 
 def next_sequence(facts: Facts, names: Iterable[str]) -> int:
     """The sequence of a commit made from this reading: above those of all names and of all stamps in checkpoints."""
-    seen = {split_name(name)[0] for name in names}
-    seen.update(mark.sequence for mark in facts.marks)
-    seen.update(edit.sequence for edit in facts.edits)
-    following = 1 + max(seen, default=0)
+    stamps = {mark.sequence for mark in facts.marks} | {edit.sequence for edit in facts.edits}
+    following = 1 + max(stamps.union(split_name(name)[0] for name in names), default=0)
     if following not in SEQUENCES:
         raise Damaged("the journal has no sequence number left", "Copy its runs to a new store.")
     return following
@@ -373,9 +370,8 @@ class View:
 
     def status(self, run: str) -> str:
         """`gone` if no version lives, else `hidden` or `live` as the greatest stamp says."""
-        if not self.heads(run):
-            return GONE
-        return self._marks[run].value if run in self._marks else LIVE
+        value = self._marks[run].value if run in self._marks else LIVE
+        return value if self.heads(run) else GONE
 
     def good_claim(self, version: str) -> Claim | None:
         """The smallest claim none of whose packs is condemned or dropped."""
@@ -445,8 +441,7 @@ def _stamp(fact: Mark | Edit) -> tuple[int, str, str]:
 
 def _value(edit: Edit) -> Any:
     """What the edit sets its field to; None where it puts it at rest."""
-    value = json.loads(edit.value)
-    return None if value is False else value
+    return None if edit.value == "false" else json.loads(edit.value)
 
 
 def _winner(name: str, edits: list[Edit]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ from dataclasses import replace
 from guildsync.errors import DAMAGED, MISSING, Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
 from guildsync.model.ports import Cache, Known, Lost, Piece, Scan, Step, Update, Want
-from guildsync.model.run import Metadata, Record, RunId, Summary
+from guildsync.model.run import Metadata, Record, RunId
 from guildsync.store.cache import NoCache
-from guildsync.store.draft import Draft, good_packs
+from guildsync.store.draft import Draft, good_packs, summary_of
 from guildsync.store.fs import Absent, Files
 from guildsync.store.journal import Version, View
 from guildsync.store.objects import Objects, Stage
@@ -263,7 +262,7 @@ class Store:
 def _record(view: View, current: Version, hidden: bool) -> Record:
     return Record(
         current.run,
-        Summary.from_json(json.loads(current.summary)),
+        summary_of(current),
         Metadata.from_fields(view.fields(current.run)),
         current.content,
         current.manifest,

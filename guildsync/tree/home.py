@@ -15,7 +15,7 @@ from typing import Iterable, Iterator, List, Optional, Tuple
 
 from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
 from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest
-from guildsync.model.ports import Base
+from guildsync.model.ports import Aim, Base
 from guildsync.model.run import Metadata, RunId, checked_run_id, is_run_id
 from guildsync.tree.dirs import open_directory, remove_tree, sync_path, write_durably
 
@@ -129,10 +129,10 @@ class Home:
     def _inflight(self, run: RunId) -> bytes:
         return os.path.join(self.state, b"inflight", os.fsencode(run))
 
-    def begin(self, run: RunId, want: Manifest) -> None:
+    def begin(self, run: RunId, before: Manifest, want: Manifest) -> None:
         """Durably note what the run is to become, before its first change."""
         os.makedirs(os.path.join(self.state, b"inflight"), mode=0o700, exist_ok=True)
-        write_durably(self._inflight(run), want.encode())
+        write_durably(self._inflight(run), before.encode() + b"\n" + want.encode())
 
     def end(self, run: RunId) -> None:
         """The last change is durable."""
@@ -155,16 +155,16 @@ class Home:
         except FileNotFoundError:
             return []
 
-    def aim(self, run: RunId) -> Optional[Manifest]:
-        """What a commit that never ended wanted the run to be; None where all ended. An unreadable note says that one
-        did not end, and nothing of what it wanted."""
+    def aim(self, run: RunId) -> Optional[Aim]:
+        """The commit that never ended; None where all did. An unreadable note says only that one did not end."""
         try:
             with open(self._inflight(run), "rb") as file:
-                return Manifest.decode(file.read())
+                before, _, want = file.read().partition(b"\n")
+            return Aim(Manifest.decode(before), Manifest.decode(want))
         except FileNotFoundError:
             return None
         except Damaged:
-            return NOTHING
+            return Aim(NOTHING, NOTHING)
 
     # -- staging
 

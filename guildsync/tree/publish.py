@@ -6,7 +6,7 @@ import os
 from typing import Collection, Iterable, List, Optional
 
 from guildsync.errors import CHANGED, Problem
-from guildsync.model.manifest import DIRECTORY, FILE, LINK, Entry, Manifest, parent, same
+from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, Entry, Manifest, parent, same
 from guildsync.model.plan import Change
 from guildsync.model.ports import RawUpdate
 from guildsync.tree import attrs
@@ -32,7 +32,7 @@ def create(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) ->
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers)
         _settle(descent, want.entries, [b""])
     if update.withheld:
-        home.begin(update.run, want)
+        home.begin(update.run, NOTHING, want)
     os.rename(name, os.path.join(home.runs, name), src_dir_fd=files.fd)
     sync_path(home.runs)
     if not update.withheld:
@@ -51,7 +51,7 @@ def rewrite(
         if refused:
             return refused
         if changes:
-            home.begin(update.run, want)
+            home.begin(update.run, have, want)
         for change in _steps(changes):
             _step(files, update.run, change, descent)
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers)

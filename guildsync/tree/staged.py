@@ -36,7 +36,8 @@ class StagedFiles:
         self._read_run = read_run
         self._places: Dict[Digest, Place] = {}
         self._kept: Dict[bytes, List[Digest]] = {}
-        self._written: Dict[bytes, Set[int]] = {}
+        self._written: Dict[bytes, Dict[int, Digest]] = {}
+        self._rewritten: Set[bytes] = set()
         self._fds: OrderedDict[bytes, int] = OrderedDict()
 
     @property
@@ -51,20 +52,27 @@ class StagedFiles:
         for want, data in pieces:
             if digest_of(data) != want.digest or len(data) != want.size:
                 raise Damaged(f"an object to be staged does not match its digest {want.digest}")
-            if want.digest not in self._places:
-                self._put(name_of(want.run, want.path), want, data)
+            if want.digest in self._places:
+                continue
+            name = name_of(want.run, want.path)
+            if self._written.get(name, {}).get(want.offset, want.digest) != want.digest:
+                name += b"-" + want.digest[:16].encode()  # an earlier version's object stands there
+            self._put(name, want, data)
 
     def build(self, run: str, entry: Entry, elsewhere: Mapping[Digest, Want]) -> Optional[Problem]:
         """Complete the staged file of `entry`: what was not staged for it is copied from where it lies in this home
         (`elsewhere`), and hashed on the way. Afterwards the file has its bytes, under `name_of`."""
         name = name_of(run, entry.path)
+        written = self._written.setdefault(name, {})
         for digest, size, offset in entry.objects():
-            if offset in self._written.get(name, ()):
+            if written.get(offset) == digest:
                 continue
             data = self._copy(digest, elsewhere)
             if data is None:
                 return Problem(run, entry.path, MISSING, f"object {digest} did not arrive")
             self._put(name, Want(digest, size, RunId(run), entry.path, offset), data)
+        if entry.size <= PART_SIZE and name not in self._rewritten and written:
+            return None
         fd = self._open(name)
         os.ftruncate(fd, entry.size)
         if entry.size > PART_SIZE and _digest(fd) != entry.digest:
@@ -96,7 +104,14 @@ class StagedFiles:
 
     def _put(self, name: bytes, want: Want, data: bytes) -> None:
         write_all(self._open(name), data, want.offset)
-        self._written.setdefault(name, set()).add(want.offset)
+        written = self._written.setdefault(name, {})
+        before = written.get(want.offset, want.digest)
+        if before != want.digest:
+            self._rewritten.add(name)
+            if before in self._kept.get(name, ()):
+                self._kept[name].remove(before)
+                del self._places[before]
+        written[want.offset] = want.digest
         if want.digest not in self._places:
             self._places[want.digest] = Place(name, want)
             self._kept.setdefault(name, []).append(want.digest)

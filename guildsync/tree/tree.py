@@ -164,12 +164,12 @@ class Tree:
                 problems += refused
                 if not refused:
                     ready.append(update)
-            self._make_durable(files, ready)
-            for update in ready:
-                try:
-                    problems += self._publish(files, update)
-                except OSError as exc:
-                    problems.append(_failed(update.run, None, exc))
+            with ThreadPoolExecutor(_SYNCERS) as pool:
+                jobs = [pool.submit(files.finish, each.run, entry) for each in ready for entry in _new_files(each)]
+                for job in jobs:
+                    job.result()
+                for found in pool.map(lambda each: self._published(files, each), ready):
+                    problems += found
             sync_path(self._home.runs)
         return problems
 
@@ -222,11 +222,11 @@ class Tree:
                 problems.append(problem)
         return problems
 
-    def _make_durable(self, files: StagedFiles, updates: Sequence[RawUpdate]) -> None:
-        with ThreadPoolExecutor(_SYNCERS) as pool:
-            jobs = [pool.submit(files.finish, update.run, entry) for update in updates for entry in _new_files(update)]
-        for job in jobs:
-            job.result()
+    def _published(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
+        try:
+            return self._publish(files, update)
+        except OSError as exc:
+            return [_failed(update.run, None, exc)]
 
     def _publish(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
         run, want = update.run, update.want

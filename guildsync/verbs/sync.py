@@ -192,7 +192,8 @@ class Sync:
     def _plan(self, both: _Both, there: Manifest, wanted: Manifest) -> tuple[Plan, Manifest | None]:
         base = both.base.manifest if both.base is not None else None
         if both.have is not None and both.have.aim is not None:
-            base = continued(base, there, both.have.aim)
+            base = continued(base, there, *both.have.aim)
+            self._bases.save(both.record.run, replace(both.base or _NO_BASE, manifest=base))
         policy = self._options.policy
         if any(problem.reason not in _DELIVERED for problem in both.want.problems):
             policy = replace(policy, delete=False)  # what could not be read is not gone
@@ -314,6 +315,7 @@ class Sync:
 
 
 _NO_CONTENT = Digest("")
+_NO_BASE = Base(NOTHING, NO_METADATA, "")
 
 
 def _contents(base: Base | None) -> tuple[Digest, ...]:

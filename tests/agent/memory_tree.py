@@ -8,7 +8,7 @@ import time
 from guildsync.agent.server import serve
 from guildsync.errors import MISSING, NOT_KEPT, Problem
 from guildsync.model.manifest import Manifest, digest_of, directory_entry, file_entry, link_entry
-from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Want
+from guildsync.model.ports import Aim, Lost, Piece, RawRecord, RawUpdate, Scan, Want
 from guildsync.model.run import Attributes, RunId
 
 RUN, OTHER = RunId("0123456789abcdef" * 2), RunId("f" * 32)
@@ -26,6 +26,7 @@ def want_of_path(path, run=RUN, data=DATA):
 
 class MemoryTree:
     replica = "ab" * 16
+    is_there = True
 
     def __init__(self):
         self.staged = {}
@@ -65,7 +66,7 @@ class MemoryTree:
             if run == RUN:
                 yield Scan(run, there.content, None if there.content in contents else there, alive=True, heads=("h",))
             elif run == OTHER:
-                yield Scan(run, "", None, settled=False, aim=manifest({}), problems=problems)
+                yield Scan(run, "", None, settled=False, aim=Aim(manifest({}), manifest()), problems=problems)
 
     def fetch(self, wanted):
         for want in wanted:

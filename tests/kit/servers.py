@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -93,18 +94,22 @@ def binary(name: str, package: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now, out of the range the system hands out for outgoing connections."""
-    held, ports = [], []
+    """Different ports that nobody listens on now, below those the system hands out for outgoing connections: until
+    the server binds them only another such choice could take them."""
+    held: list[socket.socket] = []
     try:
-        for _ in range(count):
+        while len(held) < count:
             sock = socket.socket()
+            try:
+                sock.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
+            except OSError:
+                sock.close()
+                continue
             held.append(sock)
-            sock.bind(("127.0.0.1", 0))
-            ports.append(sock.getsockname()[1])
+        return [sock.getsockname()[1] for sock in held]
     finally:
         for sock in held:
             sock.close()
-    return ports
 
 
 def _die_with_parent() -> None:

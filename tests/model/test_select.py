@@ -51,7 +51,8 @@ def test_forms(selectors: list[str], chosen: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "selector", ["", "0", "00", "0:2", ":", "5:2", "abc", "best", "-", "@latest:0", "@oldest", "1:2:3", "a" * 33, "٣"]
+    "selector",
+    ["", "0", "00", "0:2", ":", "5:2", "2:1", "abc", "best", "-", "@latest:0", "@oldest", "1:2:3", "a" * 33, "٣"],
 )
 def test_what_is_no_selector_is_a_usage_error(selector: str) -> None:
     with pytest.raises(Usage) as caught:
