@@ -338,7 +338,7 @@ def test_commits_that_did_not_end_beyond(triple: Triple, want2: Manifest, policy
     done = [change for change in plan.changes if data.draw(st.booleans())]
     half = check_resumed(triple, policy, done, plan)
     if half is not None:
-        check_moved_on(triple[0], half, apply(plan, triple[1]), want2, done)
+        check_moved_on(triple[0], half, Aim(triple[1], apply(plan, triple[1])), want2, done)
 
 
 @given(some.triples())
