@@ -9,16 +9,31 @@ from dataclasses import dataclass, field, replace
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
-from guildsync.errors import NotFound
+from guildsync.errors import GuildsyncError, NotFound
+from guildsync.model.plan import Policy
 from guildsync.model.ports import Replica, Step
 from guildsync.model.run import Record
 from guildsync.model.select import Filters, newest_first, select
-from guildsync.remotes import Remote, bases, open_remote, opened_home
-from guildsync.tree.home import Home
+from guildsync.remotes import Home, Remote, bases, open_remote, opened_home
 from guildsync.verbs import lifecycle
 from guildsync.verbs.lifecycle import Verified
 from guildsync.verbs.outcome import Outcome, Progress
 from guildsync.verbs.sync import Options, Sync
+
+__all__ = [
+    "LOCAL",
+    "Choice",
+    "Context",
+    "Filters",
+    "Options",
+    "Outcome",
+    "Policy",
+    "Progress",
+    "Record",
+    "Remote",
+    "Verified",
+    "open_context",
+]
 
 Warn = Callable[[str], None]
 
@@ -69,9 +84,15 @@ class Context:
         """A configured remote, `local`, or one described inline; raises NotFound."""
         return open_remote(self.config.remote(name))
 
-    def remotes(self) -> list[Remote | Exception]:
+    def remotes(self) -> dict[str, Remote | GuildsyncError]:
         """Every configured remote by name; one that this version cannot open as the reason."""
-        return [open_remote(self.config.remotes[name]) for name in sorted(self.config.remotes)]
+        found: dict[str, Remote | GuildsyncError] = {}
+        for name in sorted(self.config.remotes):
+            try:
+                found[name] = open_remote(self.config.remotes[name])
+            except GuildsyncError as exc:
+                found[name] = exc
+        return found
 
     def push(self, remote: str, options: Options = Options(), progress: Progress | None = None) -> Outcome:
         """Deliver runs of the home to a remote. What could not be delivered is in the outcome's problems."""
@@ -121,5 +142,6 @@ class Context:
 
 
 def _require(replica: Replica, where: str) -> None:
+    """What was never made says nothing about what was deleted."""
     if not replica.is_there:
-        raise NotFound(f"there are no runs at {where}: nothing was ever put there", "check the name; a push makes it")
+        raise NotFound(f"there is nothing at {where} yet", "check the name; what is first delivered there makes it")

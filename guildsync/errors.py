@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Iterable, Optional
 
@@ -98,6 +99,11 @@ class Problem:
     path: Optional[bytes]
     reason: str
     detail: str
+
+
+def without_secrets(url: str) -> str:
+    """`url` for people: without the user and password it may hold."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", url)
 
 
 def exit_code_of(problems: Iterable[Problem]) -> int:

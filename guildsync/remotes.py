@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 from guildsync.attributes import AttributedTree
 from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote
-from guildsync.errors import Usage
+from guildsync.errors import Usage, without_secrets
 from guildsync.model.ports import Bases, Reads, Replica
 from guildsync.tree.home import Home, HomeBases, HomeCache
 from guildsync.tree.tree import Tree
+
+__all__ = ["Home", "Remote", "bases", "open_remote", "opened_home"]
 
 Warn = Callable[[str], None]
 
@@ -71,7 +73,7 @@ def open_remote(config: RemoteConfig) -> Remote:
         root = f"{config.bucket}/{config.root}".rstrip("/")
         return Remote(config, f"s3:{root}", "store")
     if isinstance(config, FsspecRemote):
-        return Remote(config, config.url, "store")
+        return Remote(config, without_secrets(config.url), "store")
     raise Usage(f"remotes of type {config.type} ({config.name}) are not supported by this version")
 
 

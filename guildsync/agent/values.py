@@ -213,10 +213,10 @@ def step_row(step: Step) -> Any:
 
 def step_of(row: Any) -> Step:
     with _well_formed("a step of a check"):
-        name, ok, detail, hint = row
+        name, ok, detail, hint, exit_code = row
         if not all(isinstance(word, str) and len(word) < 1 << 16 for word in (name, detail, hint)):
             raise ValueError
-        return Step(name, _flag(ok), detail, hint)
+        return Step(name, _flag(ok), detail, hint, _count(exit_code) & 0xFF)
 
 
 def flag_of(row: Any) -> bool:

@@ -52,11 +52,13 @@ class Clash:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to happen to one run at the target. With clashes nothing of it is sent."""
+    """What is to happen to one run at the target. With clashes nothing of it is sent. `conceded` are clashing paths
+    where the target's side was taken."""
 
     changes: Tuple[Change, ...]
     clashes: Tuple[Clash, ...]
     left: Tuple[bytes, ...]
+    conceded: Tuple[bytes, ...] = ()
 
     @property
     def removals(self) -> Tuple[Change, ...]:
@@ -118,6 +120,15 @@ def agreed(base: Optional[Manifest], have: Manifest, want: Manifest) -> Manifest
         entry = h.get(path) if same(h.get(path), w.get(path)) else b.get(path)
         if entry is not None:
             entries[path] = entry
+    return _pruned(entries)
+
+
+def noted(base: Manifest, want: Manifest, conceded: Collection[bytes]) -> Manifest:
+    """The base after the target's side was taken at and below some paths: what the source has there is no news any
+    more."""
+    tops = frozenset(conceded)
+    entries = {path: entry for path, entry in base.by_path.items() if not _is_below(path, tops)}
+    entries.update((path, entry) for path, entry in want.by_path.items() if _is_below(path, tops))
     return _pruned(entries)
 
 
@@ -229,6 +240,12 @@ def _take_below(result: Entries, top: bytes, side: Mapping[bytes, Entry]) -> Non
     for path, entry in side.items():
         if path == top or path.startswith(below):
             result[path] = entry
+
+
+def _is_below(path: bytes, tops: Collection[bytes]) -> bool:
+    while path and path not in tops:
+        path = parent(path)
+    return bool(path)
 
 
 def _is_directory(entry: Optional[Entry]) -> bool:

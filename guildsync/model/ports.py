@@ -59,12 +59,14 @@ class Aim(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a check: what was tried, whether it worked, what was found, and what to do about it."""
+    """One step of a check: what was tried, whether it worked, what was found, and what to do about it. `exit_code` is
+    what the check ends with where the step failed."""
 
     name: str
     ok: bool
     detail: str
     hint: str = ""
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)

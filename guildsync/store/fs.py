@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage
+from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
 
 CONNECT_TIMEOUT = 10
 READ_TIMEOUT = 30
@@ -59,7 +59,7 @@ class Files:
     def list(self, directory: str, deep: bool = False) -> dict[str, int]:
         """The sizes in bytes of all files in a directory (`deep`: below it) by name relative to the root; empty
         where there is no such directory."""
-        path = self._path(directory)
+        path = self._path(directory).rstrip("/")
         with self._translated(directory):
             self.fs.invalidate_cache(path)
             try:
@@ -211,15 +211,18 @@ def open_url(url: str, options: Mapping[str, Any] | None = None) -> Files:
     """Files below any fsspec URL; `options` are the filesystem's own (its `storage_options`)."""
     from fsspec.core import url_to_fs
 
+    where = without_secrets(url)
     try:
         fs, root = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
     except ImportError as exc:
-        raise Usage(f"{url}: {exc}", "install the package that it names") from exc
+        raise Usage(f"{where}: {exc}", "install the package that it names") from exc
     except (ValueError, TypeError) as exc:
-        raise Usage(f"{url}: {exc}") from exc
+        raise Usage(f"{where}: {exc}") from exc
+    except Exception as exc:
+        raise _translation(where, exc) from exc
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
     provider = next((_PROVIDERS[name] for name in protocols if name in _PROVIDERS), Provider())
-    return Files(fs, root, url, provider)
+    return Files(fs, root, where, provider)
 
 
 @contextmanager

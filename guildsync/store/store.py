@@ -36,6 +36,7 @@ class Store:
         self._objects = Objects(files, cache, self._pool)
         self._stage = Stage(files, self._objects, self._pool)
         self._reading: Reading | None = None
+        self._listed = False
         self._made_id = uuid.uuid4().hex
 
     def close(self) -> None:
@@ -62,7 +63,8 @@ class Store:
     # -- reading
 
     def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[Record]:  # noqa: ARG002 - known
-        view = self._read(anew=True).view
+        view = self._read(anew=self._listed).view
+        self._listed = True
         for run in view.runs():
             hidden = view.status(run) == "hidden"
             current = view.current(run)
@@ -90,8 +92,6 @@ class Store:
         last: dict[Digest, Problem] = {}
         while left:
             found = self._objects.find(left, _readable(view), tried)
-            if not found:
-                break
             for (pack, row), data in self._objects.read(found.values()):
                 tried.add((pack, row.digest))
                 want = left[row.digest]
@@ -102,8 +102,10 @@ class Store:
                 else:
                     last[row.digest] = Problem(want.run, want.path, MISSING, f"the pack {pack} is not there")
             if left:
-                view = self._read(anew=True).view  # a collector may have moved them (rule V2), or another pack has them
-                self._load(_readable(view))
+                seen, view = view, self._read(anew=True).view
+                if not found and view.facts == seen.facts:
+                    break
+                self._load(_readable(view))  # a collector may have moved them (rule V2), or another pack has them
         for digest, want in left.items():
             missing = Problem(want.run, want.path, MISSING, f"no pack holds the object {digest}")
             yield Lost(want, last.get(digest, missing))
@@ -132,23 +134,24 @@ class Store:
         try:
             reading = self._read(anew=True)
             if reading.problems:
-                yield Step("reachable", False, reading.problems[0].detail, "guildsync verify names all damage")
+                yield Step("reachable", False, reading.problems[0].detail, "guildsync verify names all damage", 8)
                 return
             runs = len(reading.view.runs())
             yield Step("reachable", True, f"{runs} runs at {where}" if reading.names else f"no store at {where} yet")
             self._probe()
         except GuildsyncError as exc:
-            yield Step("reachable" if self._reading is None else "writable", False, exc.message, exc.hint or "")
+            name = "reachable" if self._reading is None else "writable"
+            yield Step(name, False, exc.message, exc.hint or "", exc.exit_code)
             return
         yield Step("writable", True, "an object was written, read back, listed and removed")
 
     def _probe(self) -> None:
         """Raises unless an object can be put, read, listed and removed."""
-        name, data = f"probe/{uuid.uuid4()}", uuid.uuid4().bytes
+        name, data = f"probe-{uuid.uuid4()}", uuid.uuid4().bytes
         self._files.put(name, data)
         try:
             same = self._files.get(name) == data and self._files.read(name, 4, 8) == data[4:8]
-            listed = self._files.list("probe").get(name) == len(data)
+            listed = self._files.list("").get(name) == len(data)
         except Absent:
             same = listed = False
         finally:
@@ -214,10 +217,10 @@ class Store:
     def _require_writable(self) -> Reading:
         reading = self._read()
         if reading.problems:
-            names = ", ".join((problem.path or b"").decode(errors="replace") for problem in reading.problems)
+            first, more = reading.problems[0].detail, len(reading.problems) - 1
             raise Damaged(
-                f"{self._files.where} has journal entries that cannot be read ({names}): nothing is written",
-                "restore them from a home whose cache has them, or from a copy of the store",
+                f"{self._files.where}: {first}{f' (and {more} more)' if more else ''}: nothing is written",
+                "update guildsync if a newer one wrote it; else restore it from a home whose cache has it, or from a copy",
             )
         return reading
 

@@ -6,6 +6,7 @@ import os
 import stat
 from typing import Dict, FrozenSet, Mapping, Optional, Tuple
 
+from guildsync.model.manifest import is_entry_path
 from guildsync.model.run import Attributes
 from guildsync.tree.dirs import Descent, open_directory, write_all
 
@@ -88,18 +89,23 @@ def write_attributes(
     run_fd: int, attributes: Mapping[str, Optional[bytes]], markers: Optional[Mapping[str, bytes]] = None
 ) -> None:
     """Set metadata attributes (None removes one) and, unless None, the markers that a sync sets. Each file is
-    replaced by a rename: a crash leaves each old or new."""
+    replaced by a rename: a crash leaves each old or new. Directories are made only for what is to lie in them."""
     with Descent(os.dup(run_fd)) as descent:
-        if attributes:
-            fd = descent.at(b".guild/attrs", 0o777)
-            for name, data in attributes.items():
-                _replace(fd, os.fsencode(name), data)
-            os.fsync(fd)
+        _replace_all(descent, b".guild/attrs", attributes)
         if markers is not None:
-            fd = descent.at(b".guild", 0o777)
-            for name in OURS:
-                _replace(fd, os.fsencode(name), markers.get(name))
-            os.fsync(fd)
+            _replace_all(descent, b".guild", {name: markers.get(name) for name in OURS})
+
+
+def _replace_all(descent: Descent, directory: bytes, files: Mapping[str, Optional[bytes]]) -> None:
+    if not files:
+        return
+    try:
+        fd = descent.at(directory, None if set(files.values()) == {None} else 0o777)
+    except FileNotFoundError:
+        return
+    for name, data in files.items():
+        _replace(fd, os.fsencode(name), data)
+    os.fsync(fd)
 
 
 def _replace(dir_fd: int, name: bytes, data: Optional[bytes]) -> None:
@@ -153,17 +159,20 @@ def _read_listed(guild: int) -> Dict[str, bytes]:
         os.close(attrs)
 
 
-def _measure(fd: int) -> Tuple[int, int]:
-    """(files, bytes) below a directory, by stat data alone; what cannot be read is not counted."""
+def _measure(fd: int, prefix: bytes = b"") -> Tuple[int, int]:
+    """(files, bytes) of content below a directory, by stat data alone; what cannot be read is not counted."""
     files = size = 0
     with os.scandir(fd) as found:
         entries = list(found)
     for entry in entries:
+        path = prefix + os.fsencode(entry.name)
+        if not is_entry_path(path):
+            continue
         try:
             if entry.is_dir(follow_symlinks=False):
                 below = open_directory(os.fsencode(entry.name), fd)
                 try:
-                    counted = _measure(below)
+                    counted = _measure(below, path + b"/")
                 finally:
                     os.close(below)
                 files, size = files + counted[0], size + counted[1]

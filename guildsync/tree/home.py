@@ -242,9 +242,11 @@ def _try_lock(fd: int) -> bool:
 class HomeBases:
     """The bases that a home keeps for one pair of replicas (see `model.ports.Bases`)."""
 
-    def __init__(self, home: Home, one: Iterable[str], other: Iterable[str]) -> None:
+    def __init__(self, home: Home, source: Iterable[str], target: Iterable[str]) -> None:
         """Each side by all ids it ever had."""
-        pairs = ("+".join(sorted(map(checked_run_id, pair))) for pair in itertools.product(sorted(one), sorted(other)))
+        self._targets = sorted(target)
+        every = itertools.product(sorted(source), self._targets)
+        pairs = ("+".join(sorted(map(checked_run_id, pair))) for pair in every)
         self._directories = [os.path.join(home.state, b"bases", pair.encode()) for pair in pairs]
         self._directory = self._directories[0]
 
@@ -252,11 +254,11 @@ class HomeBases:
         name = os.fsencode(checked_run_id(run))
         for directory in self._directories:
             intended = self._read(os.path.join(directory, name + b".intended"))
-            if intended is not None and content is not None and intended[0] == content:
-                return intended[1]
+            if intended is not None and intended[0] == content and intended[1] in self._targets:
+                return intended[2]
             saved = self._read(os.path.join(directory, name))
             if saved is not None:
-                return saved[1]
+                return saved[2]
         return None
 
     def intend(self, run: RunId, content: str, base: Base) -> None:
@@ -274,21 +276,23 @@ class HomeBases:
 
     def _write(self, path: bytes, content: str, base: Base) -> None:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        head = canonical({"content": content, "metadata": base.metadata.fields(), "status": base.status})
+        # The target is named, for both directions share the file: that the source has the content proves nothing.
+        value = {"content": content, "target": self._targets[0], "status": base.status}
+        head = canonical({**value, "metadata": base.metadata.fields()})
         # Not synced: a base that a power cut takes with it makes the next sync more careful, never wrong.
         temporary = path + b".%d.tmp" % os.getpid()
         with open(temporary, "wb") as file:
             file.write(head + b"\n" + base.manifest.encode())
         os.replace(temporary, path)
 
-    def _read(self, path: bytes) -> Optional[Tuple[str, Base]]:
+    def _read(self, path: bytes) -> Optional[Tuple[str, str, Base]]:
         """None also for what cannot be understood: knowing less only makes a sync more careful."""
         try:
             with open(path, "rb") as file:
                 head, _, body = file.read().partition(b"\n")
             value = json.loads(head)
             base = Base(Manifest.decode(body), Metadata.from_fields(value["metadata"]), str(value["status"]))
-            return checked_digest(value["content"]), base
+            return checked_digest(value["content"]), str(value["target"]), base
         except (FileNotFoundError, ValueError, KeyError, TypeError, Damaged):
             return None
 

@@ -56,7 +56,7 @@ def rewrite(
             _step(files, update.run, change, descent)
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers)
         made = [change.want for change in changes if change.want is not None]
-        gone = {change.path for change in changes if change.want is None}
+        gone = {change.path for change in changes if change.want is None or change.want.kind != DIRECTORY}
         _settle(descent, made, {parent(change.path) for change in changes} - gone)
     if not update.withheld:
         home.end(update.run)

@@ -34,7 +34,8 @@ def redact(data: bytes) -> bytes:
         body = line.rstrip(b"\r\n")
         found = _LINE.match(body)
         if found is None:
-            if keeping and body[:1] in (b" ", b"\t"):
+            keeping = keeping and body[:1] in (b"", b" ", b"\t")
+            if keeping and body:
                 out.append(line)
             continue
         keeping = _harmless(found["name"])

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
 
-from guildsync.errors import DAMAGED, MISSING, Damaged, Problem
+from guildsync.errors import DAMAGED, MOVED, Damaged, Problem
 from guildsync.model.manifest import PART_SIZE, Digest, Entry, digest_of
 from guildsync.model.ports import Piece, Want
 from guildsync.model.run import RunId
@@ -46,13 +46,15 @@ class StagedFiles:
         return self._staging.fd
 
     def __contains__(self, digest: Digest) -> bool:
-        return digest in self._places
+        """Staged and not yet renamed away."""
+        place = self._places.get(digest)
+        return place is not None and place.name is not None
 
     def add(self, pieces: Iterable[Piece]) -> None:
         for want, data in pieces:
             if digest_of(data) != want.digest or len(data) != want.size:
                 raise Damaged(f"an object to be staged does not match its digest {want.digest}")
-            if want.digest in self._places:
+            if want.digest in self:
                 continue
             name = name_of(want.run, want.path)
             if self._written.get(name, {}).get(want.offset, want.digest) != want.digest:
@@ -69,12 +71,14 @@ class StagedFiles:
                 continue
             data = self._copy(digest, elsewhere)
             if data is None:
-                return Problem(run, entry.path, MISSING, f"object {digest} did not arrive")
+                return Problem(run, entry.path, MOVED, f"object {digest} is not where it was any more")
             self._put(name, Want(digest, size, RunId(run), entry.path, offset), data)
-        if entry.size <= PART_SIZE and name not in self._rewritten and written:
+        if entry.size <= PART_SIZE and name not in self._rewritten and written == {0: entry.digest}:
             return None
         fd = self._open(name)
         os.ftruncate(fd, entry.size)
+        for offset in [offset for offset in written if offset >= entry.size]:
+            self._drop(name, written.pop(offset))
         if entry.size > PART_SIZE and _digest(fd) != entry.digest:
             return Problem(run, entry.path, DAMAGED, "its parts do not add up to its digest")
         return None
@@ -108,13 +112,17 @@ class StagedFiles:
         before = written.get(want.offset, want.digest)
         if before != want.digest:
             self._rewritten.add(name)
-            if before in self._kept.get(name, ()):
-                self._kept[name].remove(before)
-                del self._places[before]
+            self._drop(name, before)
         written[want.offset] = want.digest
-        if want.digest not in self._places:
+        if want.digest not in self:
             self._places[want.digest] = Place(name, want)
             self._kept.setdefault(name, []).append(want.digest)
+
+    def _drop(self, name: bytes, digest: Digest) -> None:
+        """The staged file does not hold the object any more."""
+        if digest in self._kept.get(name, ()):
+            self._kept[name].remove(digest)
+            del self._places[digest]
 
     def _copy(self, digest: Digest, elsewhere: Mapping[Digest, Want]) -> Optional[bytes]:
         place = self._places.get(digest)
@@ -125,7 +133,10 @@ class StagedFiles:
             candidates.append(self._read_run(place.want) or b"")
         if digest in elsewhere:
             candidates.append(self._read_run(elsewhere[digest]) or b"")
-        return next((data for data in candidates if digest_of(data) == digest), None)
+        found = next((data for data in candidates if digest_of(data) == digest), None)
+        if found is None and place is not None and place.name is None:
+            del self._places[digest]
+        return found
 
     def _open(self, name: bytes) -> int:
         fd = self._fds.pop(name, -1)

@@ -11,6 +11,7 @@ from guildsync.errors import (
     CHANGED,
     INCOMPLETE,
     MISSING,
+    MOVED,
     TORN,
     TRASHED,
     UNREADABLE,
@@ -139,7 +140,7 @@ class Tree:
         try:
             self._home.staging().close()
         except GuildsyncError as exc:
-            yield Step("writable", False, exc.message, exc.hint or "")
+            yield Step("writable", False, exc.message, exc.hint or "", exc.exit_code)
             return
         yield Step("writable", True, "a file was made and removed")
 
@@ -164,6 +165,9 @@ class Tree:
                 problems += refused
                 if not refused:
                     ready.append(update)
+            if any(problem.reason == MOVED for problem in problems):
+                self._manifests.clear()  # of what was scanned something changed: another round must not rely on it
+                self._here = None
             with ThreadPoolExecutor(_SYNCERS) as pool:
                 jobs = [pool.submit(files.finish, each.run, entry) for each in ready for entry in _new_files(each)]
                 for job in jobs:

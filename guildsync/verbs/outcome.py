@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from guildsync.errors import Problem, exit_code_of
+from guildsync.errors import CONFLICT, Problem, SafetyStop, exit_code_of
 from guildsync.model.manifest import text
 from guildsync.model.run import RunId
 
@@ -30,6 +30,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
+        if self.problems and self.runs == 0 and all(p.reason == CONFLICT and p.path is not None for p in self.problems):
+            return SafetyStop.exit_code  # nothing was sent, and a flag decides
         return exit_code_of(self.problems)
 
     def report(self, problems: Iterable[Problem]) -> None:

@@ -33,6 +33,7 @@ from guildsync.model.plan import (
     continued,
     diff,
     guard,
+    noted,
     tail_to_compare,
 )
 from guildsync.model.ports import Base, Bases, Piece, Scan, Source, Target, Update, Want
@@ -142,7 +143,7 @@ class Sync:
             other = there.get(record.run)
             bases[record.run] = self._bases.load(record.run, other.content if other else None) if other else None
         known = {run: _contents(base) for run, base in bases.items()}
-        wants = {scan.run: scan for scan in self._source.manifests(known)}
+        wants = {scan.run: _filled(scan, bases[scan.run]) for scan in self._source.manifests(known)}
         present = {run: {*known[run], scan.content} for run, scan in wants.items() if run in there}
         haves = {scan.run: scan for scan in self._target.manifests(present)}
         for record in records:
@@ -197,10 +198,16 @@ class Sync:
         policy = self._options.policy
         if any(problem.reason not in _DELIVERED for problem in both.want.problems):
             policy = replace(policy, delete=False)  # what could not be read is not gone
-        plan = diff(base, there, wanted, replace(policy, resolve=None))
+        known = base
+        if self._source.problems:  # it may be older than what this base says that both sides had
+            known, policy = None, replace(policy, delete=False)
+        plan = diff(known, there, wanted, replace(policy, resolve=None))
+        clashing = [clash.path for clash in plan.clashes]
         grown = [clash.path for clash in plan.clashes if self._is_growth(both.record.run, clash)]
-        if plan.clashes:
-            plan = diff(base, there, wanted, policy, grown)
+        if clashing:
+            plan = diff(known, there, wanted, policy, grown)
+        if policy.resolve == TARGET:
+            plan = replace(plan, conceded=tuple(path for path in clashing if path not in grown))
         return plan, base
 
     def _is_growth(self, run: RunId, clash: Clash) -> bool:
@@ -236,7 +243,7 @@ class Sync:
             alive = (Problem(record.run, None, ALIVE, "it is running there; its files are left alone"),)
         result = apply(plan, there)
         after = Base(
-            self._next_base(base, result, wanted),
+            noted(agreed(base, result, wanted), wanted, plan.conceded),
             agreed_metadata(shared, metadata, record.metadata),
             record.summary.status,
         )
@@ -255,7 +262,7 @@ class Sync:
             summary=_summary(both, plan, result),
             metadata=metadata,
             metadata_was=was,
-            heads=() if have is None else have.heads if self._options.policy.resolve else have.heads[:1],
+            heads=have.heads if have is not None else (),  # several: all of one content, or to be resolved
             origin=self._options.origin,
         )
         return Intent(update, plan, there, after, alive, self._delivery(update, wanted, have))
@@ -271,11 +278,6 @@ class Sync:
         theirs = [entry for entry in needed if same(entry, wanted.by_path.get(entry.path))]
         own = [entry for entry in needed if not same(entry, wanted.by_path.get(entry.path))]
         return Delivery(update, wants_of(update.run, theirs), wants_of(update.run, own))
-
-    def _next_base(self, base: Manifest | None, result: Manifest, wanted: Manifest) -> Manifest:
-        if self._options.policy.resolve == TARGET:
-            return wanted  # taken note of: what the source has now is no news any more
-        return agreed(base, result, wanted)
 
     # -- send and publish
 
@@ -322,6 +324,11 @@ def _contents(base: Base | None) -> tuple[Digest, ...]:
     return (base.manifest.content,) if base is not None else ()
 
 
+def _filled(scan: Scan, base: Base | None) -> Scan:
+    """With the manifest that was left out because this base has it, for another base may take its place."""
+    return replace(scan, manifest=_manifest(scan, base, None))
+
+
 def _manifest(scan: Scan, base: Base | None, other: Manifest | None) -> Manifest | None:
     """The manifest of a scan, also where it was left out because it is known here; None where it cannot be had."""
     candidates = (scan.manifest, base.manifest if base is not None else None, other)
@@ -358,7 +365,7 @@ def _gone(run: RunId) -> Problem:
 def _rivalry(run: RunId, rivals: Sequence[Digest]) -> list[Problem]:
     if not rivals:
         return []
-    detail = f"{len(rivals) + 1} versions of it were stored by writers that did not see each other; --resolve decides"
+    detail = f"{len(rivals) + 1} versions of it were stored by writers that did not see each other: push with --resolve"
     return [Problem(run, None, CONFLICT, detail)]
 
 

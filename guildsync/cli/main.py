@@ -1,0 +1,96 @@
+"""From the words on the command line to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+from typer.main import get_command
+
+from guildsync.cli import health, listing, syncing
+from guildsync.cli.options import Command, Group, RunsCommand, RunsGroup, Settings, nearest
+from guildsync.cli.terminal import Terminal, finish, prepare
+from guildsync.errors import GuildsyncError, Interrupted, Usage
+
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""What the parser raises; typer exports only one kind of it."""
+_STYLE: Any = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _program() -> Any:
+    app = typer.Typer(cls=Group, help="Move runs between places, and never lose one.", context_settings=_HELP, **_STYLE)
+    runs = typer.Typer(cls=RunsGroup, help="List runs, or show one.", **_STYLE)
+    app.callback()(_nothing)
+    app.command("push", cls=RunsCommand)(syncing.push)
+    app.command("pull", cls=RunsCommand)(syncing.pull)
+    app.add_typer(runs, name="runs")
+    runs.command("list", cls=RunsCommand)(listing.list_runs)
+    runs.command("info", cls=RunsCommand)(listing.info)
+    app.command("info", cls=RunsCommand)(listing.info)
+    app.command("remotes", cls=Command)(listing.remotes)
+    app.command("check", cls=Command)(health.check)
+    app.command("verify", cls=RunsCommand)(health.verify)
+    return get_command(app)
+
+
+def _nothing() -> None:
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    code = run(sys.argv[1:] if argv is None else argv)
+    finish()
+    if code == Interrupted.exit_code:
+        os._exit(code)  # no waiting for threads that still send
+    sys.exit(code)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The exit code of a command line, which is carried out."""
+    settings = Settings()
+    prepare()
+    try:
+        with _program().make_context("guildsync", list(argv) or ["--help"], obj=settings) as context:
+            code = context.command.invoke(context)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as exc:
+        return exc.exit_code
+    except _USAGE as exc:
+        error = _usage(exc)
+        settings.terminal.error(error.message, error.hint)
+        return error.exit_code
+    except GuildsyncError as exc:
+        settings.terminal.error(exc.message, exc.hint)
+        _trace(settings, exc)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        settings.terminal.error("interrupted", "the same command goes on where it stopped")
+        return Interrupted.exit_code
+    except Exception as exc:  # noqa: BLE001 -- people get one line, whatever it is
+        hint = None if settings.verbose > 1 else "this should not happen; -vv shows where it did"
+        settings.terminal.error(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__, hint)
+        _trace(settings, exc)
+        return 1
+
+
+def _trace(settings: Settings, exc: Exception) -> None:
+    if settings.verbose > 1:
+        Terminal().trace("".join(traceback.format_exception(exc)))
+
+
+def _usage(exc: Any) -> Usage:
+    """The parser's words as ours, with an option that is meant perhaps."""
+    context = getattr(exc, "ctx", None)
+    message = str(exc.format_message()).rstrip(".")
+    unknown = getattr(exc, "option_name", None)
+    if unknown and context is not None and "such option" in message:
+        options = [name for param in context.command.params for name in param.opts if name.startswith("-")]
+        message = f"there is no option {unknown}{nearest(unknown, options)}"
+    hint = f"`{context.command_path if context is not None else 'guildsync'} --help` shows how"
+    return Usage(message[:1].lower() + message[1:], hint)

@@ -1,0 +1,114 @@
+"""push and pull, and what they say at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
+
+import typer
+
+import guildsync
+from guildsync.cli import words
+from guildsync.cli.options import Runs, Settings
+from guildsync.cli.words import number, size
+from guildsync.errors import CONFLICT, Usage
+
+if TYPE_CHECKING:
+    from guildsync.api import Options, Outcome
+
+SIDES = ("source", "target")
+
+Place = Annotated[
+    str, typer.Argument(metavar="REMOTE", show_default=False, help="A configured remote, s3:bucket, or a URL.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Resolve = Annotated[
+    Optional[str],  # noqa: UP045 -- typer
+    typer.Option("--resolve", metavar="source|target", help="Whose side to take in conflicts."),
+]
+
+
+class _Verb(NamedTuple):
+    now: str
+    done: str
+    preposition: str
+
+
+PUSH, PULL = _Verb("push", "Pushed", "to"), _Verb("pull", "Pulled", "from")
+
+
+def push(ctx: typer.Context, remote: Place, runs: Runs = None, dry_run: DryRun = False, resolve: Resolve = None) -> int:
+    """Deliver runs of this home to a remote. All of them, where none is named."""
+    settings: Settings = ctx.obj
+    options = _options(settings, PUSH, runs, dry_run, resolve)
+    return _told(settings, settings.context().push(remote, options), PUSH, remote, options)
+
+
+def pull(ctx: typer.Context, remote: Place, runs: Runs = None, dry_run: DryRun = False, resolve: Resolve = None) -> int:
+    """Deliver runs of a remote to this home. All of them, where none is named."""
+    settings: Settings = ctx.obj
+    options = _options(settings, PULL, runs, dry_run, resolve)
+    return _told(settings, settings.context().pull(remote, options), PULL, remote, options)
+
+
+def _options(
+    settings: Settings, verb: _Verb, runs: Sequence[str] | None, dry_run: bool, resolve: str | None
+) -> Options:
+    settings.no_remote(verb.now, f"say `guildsync {verb.now} NAME`")
+    if resolve is not None and resolve not in SIDES:
+        raise Usage(f"--resolve cannot be {resolve!r}", f"say one of {', '.join(SIDES)}")
+    policy = guildsync.Policy(resolve=resolve)
+    options: Options = guildsync.Options(choose=settings.choice(runs), policy=policy, dry_run=dry_run)
+    return options
+
+
+def _told(settings: Settings, outcome: Outcome, verb: _Verb, remote: str, options: Options) -> int:
+    terminal = settings.terminal
+    for note in outcome.notes:
+        terminal.note(f"note: {note}")
+    terminal.problems(outcome.problems)
+    if any(problem.reason == CONFLICT for problem in outcome.problems):
+        terminal.hint(
+            "--resolve source takes the versions of the source, --resolve target keeps those of the target "
+            f"({'the remote' if verb is PUSH else 'this home'} is the target)"
+        )
+    if settings.json:
+        terminal.document(outcome.to_json())
+    else:
+        terminal.done(last_line(outcome, verb, remote, options.dry_run))
+    return outcome.exit_code
+
+
+def last_line(outcome: Outcome, verb: _Verb, remote: str, dry_run: bool) -> str:
+    """What was done, also where that was nothing."""
+    failed = words.failures(outcome.problems)
+    if not outcome.runs:
+        place = f"{verb.preposition} {remote}" if failed else ""
+        return _tail(f"Nothing to {verb.now}" if not failed else f"Nothing was {verb.done.lower()} {place}", [
+            failed, _same(outcome, verb, remote, bool(failed)),
+        ])  # fmt: skip
+    files = [number(outcome.files, "file"), size(outcome.bytes_total)]
+    head = f"Would {verb.now}" if dry_run else verb.done
+    sent = "to send" if dry_run else "sent"
+    there = "there already" if dry_run else "were there already"
+    amount = ", ".join(files)
+    if outcome.bytes_reused:
+        amount += f"; {size(outcome.bytes_total - outcome.bytes_reused)} {sent}, {size(outcome.bytes_reused)} {there}"
+    if outcome.removed:
+        amount += f"; {outcome.removed} removed"
+    said = f"{head} {number(outcome.runs, 'run')} ({amount}) {verb.preposition} {remote}"
+    if not dry_run:
+        said += f" in {words.seconds(outcome.seconds)}"
+    return f"{said}; {failed}" if failed else said
+
+
+def _same(outcome: Outcome, verb: _Verb, remote: str, failed: bool) -> str:
+    if not outcome.same:
+        return "" if failed or outcome.notes else "no runs are chosen"
+    runs = f"{number(outcome.same, 'run')} {'is' if outcome.same == 1 else 'are'} already"
+    return f"{runs} on {remote}" if verb is PUSH else f"{runs} here"
+
+
+def _tail(head: str, parts: Sequence[str]) -> str:
+    said = [part for part in parts if part]
+    return f"{head}: {', '.join(said)}" if said else head

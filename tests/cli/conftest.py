@@ -1,0 +1,87 @@
+"""The command line, in this process (`cli`, quick) and as a process of its own (`shell`, as people have it)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guildsync.cli import main
+from tests.kit.trees import EPOCH_US, run_ids, write_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        return self.out.rstrip("\n").rpartition("\n")[2]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with three runs, the third the newest; it is the one that commands use."""
+    home = tmp_path / "guild"
+    for n, run in enumerate(run_ids(3)):
+        write_run(home, run, label=f"run {n + 1}", started=EPOCH_US + n * 1_000_000)
+    monkeypatch.setenv("GUILDSYNC_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    def run(*argv: str, stdin: str = "") -> Said:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        code = main.run(argv)
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Cli:
+    def run(*argv: str, stdin: str = "", **env: str) -> Said:
+        ran = subprocess.run(
+            [sys.executable, "-m", "guildsync", *argv],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            env={**environment(), **env},
+            cwd=tmp_path,
+            timeout=60,
+            check=False,
+        )
+        return Said(ran.returncode, ran.stdout, ran.stderr)
+
+    return run
