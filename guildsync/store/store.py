@@ -220,7 +220,7 @@ class Store:
             first, more = reading.problems[0].detail, len(reading.problems) - 1
             raise Damaged(
                 f"{self._files.where}: {first}{f' (and {more} more)' if more else ''}: nothing is written",
-                "update guildsync if a newer one wrote it; else restore it from a home whose cache has it, or from a copy",
+                "update guildsync if a newer one wrote it; else restore it from a cache that has it, or from a copy",
             )
         return reading
 

@@ -85,7 +85,7 @@ class StagedFiles:
 
     def finish(self, run: str, entry: Entry) -> None:
         """Give a built file its mode and mtime and make it durable. May be called from any thread."""
-        fd = os.open(name_of(run, entry.path), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._staging.fd)
+        fd = _open_ours(name_of(run, entry.path), 0, self._staging.fd)
         try:
             os.fchmod(fd, entry.mode)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -141,8 +141,7 @@ class StagedFiles:
     def _open(self, name: bytes) -> int:
         fd = self._fds.pop(name, -1)
         if fd < 0:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name, flags, 0o600, dir_fd=self._staging.fd)
+            fd = _open_ours(name, os.O_CREAT, self._staging.fd)
         self._fds[name] = fd
         while len(self._fds) > _OPEN_FILES:
             os.close(self._fds.popitem(last=False)[1])
@@ -152,6 +151,16 @@ class StagedFiles:
         fd = self._fds.pop(name, -1)
         if fd >= 0:
             os.close(fd)
+
+
+def _open_ours(name: bytes, flags: int, dir_fd: int) -> int:
+    """A staged file for reading and writing, whatever mode an earlier `finish` gave it."""
+    flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, 0o600, dir_fd=dir_fd)
+    except PermissionError:
+        os.chmod(name, 0o600, dir_fd=dir_fd)
+        return os.open(name, flags, 0o600, dir_fd=dir_fd)
 
 
 def name_of(run: str, path: bytes) -> bytes:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.kit.model import World
 from tests.kit.trees import run_ids
@@ -19,11 +26,12 @@ RUNS = run_ids(2)
 PATHS = ("log", "model.pt", "deep/er/table")
 
 homes = st.integers(0, 2)
-runs = st.sampled_from(RUNS)
-paths = st.sampled_from(PATHS)
-data = st.sampled_from([b"a", b"b", b"ab", b"c" * 70, b""])
+runs = st.sampled_from([RUNS[0], RUNS[0], RUNS[1]])
+paths = st.sampled_from([PATHS[0], PATHS[0], *PATHS[1:]])
+data = st.sampled_from([None, None, None, b"a", b"ab", b""])
+"""None is something that nobody ever wrote."""
 verbs = st.sampled_from(["push", "pull"])
-deaths = st.tuples(st.integers(0, 45), st.booleans())
+deaths = st.tuples(st.integers(0, 7) | st.integers(0, 45), st.booleans())
 
 
 class Homes(RuleBasedStateMachine):
@@ -34,6 +42,7 @@ class Homes(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory(prefix="guildsync-homes-")
         top = Path(os.path.realpath(self.directory.name))
         self.world = World.below(top, self.remote(top))
+        self.written = 0
 
     def remote(self, top: Path) -> str:
         return f"memory://{uuid.uuid4().hex}"
@@ -48,19 +57,31 @@ class Homes(RuleBasedStateMachine):
     def has(self, who: int, run: str) -> bool:
         return run in self.world.people[who].runs()
 
+    def bytes(self, drawn: bytes | None) -> bytes:
+        self.written += 1
+        return b"<%d>" % self.written if drawn is None else drawn
+
+    @initialize(everywhere=st.booleans())
+    def begin(self, everywhere: bool) -> None:
+        if everywhere:
+            self.world.new_run(0, RUNS[0], {"log": b"first", "model.pt": b"first"})
+            self.world.sync(0, "push")
+            for who in (1, 2):
+                self.world.sync(who, "pull")
+
     @rule(who=homes, run=runs, one=data, other=data)
-    def new_run(self, who: int, run: str, one: bytes, other: bytes) -> None:
-        self.world.new_run(who, run, {"log": one, "deep/er/table": other})
+    def new_run(self, who: int, run: str, one: bytes | None, other: bytes | None) -> None:
+        self.world.new_run(who, run, {"log": self.bytes(one), "deep/er/table": self.bytes(other)})
 
     @rule(who=homes, run=runs, path=paths, new=data)
-    def replace(self, who: int, run: str, path: str, new: bytes) -> None:
+    def replace(self, who: int, run: str, path: str, new: bytes | None) -> None:
         if self.has(who, run):
-            self.world.write(who, run, path, new)
+            self.world.write(who, run, path, self.bytes(new))
 
     @rule(who=homes, run=runs, path=paths, more=data)
-    def append(self, who: int, run: str, path: str, more: bytes) -> None:
+    def append(self, who: int, run: str, path: str, more: bytes | None) -> None:
         if self.has(who, run):
-            self.world.append(who, run, path, more)
+            self.world.append(who, run, path, self.bytes(more))
 
     @rule(who=homes, run=runs, path=paths)
     def remove(self, who: int, run: str, path: str) -> None:

@@ -1,0 +1,216 @@
+"""Objects on their way into a Tree become the files they belong to, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from guildsync.errors import DAMAGED, Damaged
+from guildsync.model.manifest import digest_of
+from guildsync.model.ports import Piece, Want
+from guildsync.model.run import RunId
+from guildsync.tree.home import Home
+from guildsync.tree.staged import StagedFiles, name_of
+from tests.kit.replicas import Content, File, Literal
+from tests.kit.trees import MIB, noise, run_ids
+
+RUN, OTHER = map(RunId, run_ids(2))
+
+
+@pytest.fixture
+def runs() -> dict[Want, bytes]:
+    """What `read_run` finds in runs of the home."""
+    return {}
+
+
+@pytest.fixture
+def files(tmp_path: Path, runs):
+    found = StagedFiles(Home(str(tmp_path)).staging(), runs.get)
+    yield found
+    found.close()
+
+
+def stage(files: StagedFiles, literal: Literal, run: RunId = RUN) -> Content:
+    content = Content(literal)
+    files.add(content.pieces(content.wants(run)))
+    return content
+
+
+def built(files: StagedFiles, content: Content, path: bytes = b"f", elsewhere=None, run: RunId = RUN) -> bytes:
+    """The staged file, which must be what its entry says."""
+    entry = content.manifest.by_path[path]
+    assert files.build(run, entry, elsewhere or {}) is None
+    files.finish(run, entry)
+    fd = os.open(name_of(run, path), os.O_RDONLY, dir_fd=files.fd)
+    try:
+        info = os.fstat(fd)
+        data = os.pread(fd, info.st_size + 1, 0)
+    finally:
+        os.close(fd)
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.size, entry.digest)
+    assert (stat.S_IMODE(info.st_mode), info.st_mtime_ns) == (entry.mode, entry.mtime_ns)
+    return data
+
+
+SIZES = [0, 1, MIB, MIB + 1, 7 * MIB // 2]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_is_its_parts(files, size):
+    content = stage(files, {b"f": File(noise(1, size), 0o640)})
+    assert built(files, content) == noise(1, size)
+
+
+def test_parts_come_in_any_order_and_more_than_once(files):
+    content = Content({b"f": noise(1, 7 * MIB // 2)})
+    pieces = content.pieces(content.wants(RUN))
+    files.add([pieces[3], pieces[1], pieces[0], pieces[1], pieces[2]])
+    assert built(files, content) == noise(1, 7 * MIB // 2)
+
+
+def test_nobody_else_can_read_what_is_staged(files, tmp_path):
+    stage(files, {b"f": b"x"})
+    for path in tmp_path.joinpath(".guildsync").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+@pytest.mark.parametrize("first", SIZES)
+@pytest.mark.parametrize("second", SIZES)
+@pytest.mark.parametrize("was_built", [False, True])
+def test_other_content_at_the_same_path_leaves_nothing_of_the_first(files, first, second, was_built):
+    one = stage(files, {b"f": noise(1, first)})
+    if was_built:
+        built(files, one)
+    assert built(files, stage(files, {b"f": noise(2, second)})) == noise(2, second)
+    assert built(files, stage(files, {b"f": noise(1, first)})) == noise(1, first)
+
+
+def test_a_file_of_which_only_a_late_part_was_staged_before(files):
+    big, small = Content({b"f": noise(1, 3 * MIB)}), Content({b"f": b"small"})
+    files.add(big.pieces(big.wants(RUN)[2:]))
+    files.add(small.pieces(small.wants(RUN)))
+    assert built(files, small) == b"small"
+
+
+def test_what_was_cut_off_is_missing_again(files):
+    big, small = Content({b"f": noise(1, 2 * MIB)}), Content({b"f": b"small"})
+    files.add(big.pieces(big.wants(RUN)[1:]))
+    late = big.wants(RUN)[1].digest
+    assert late in files
+    files.add(small.pieces(small.wants(RUN)))
+    built(files, small)
+    assert late not in files
+
+
+def test_the_same_object_in_several_files_is_staged_once(files):
+    content = Content({b"f": noise(1, MIB + 5), b"g": noise(1, MIB + 5), b"h": noise(1, MIB)})
+    first = {want.digest: want for want in content.wants(RUN)}
+    files.add(content.pieces(first.values()))
+    for path in (b"f", b"g", b"h"):
+        built(files, content, path)
+
+
+def test_objects_are_copied_from_runs_and_hashed_on_the_way(files, runs):
+    content = Content({b"f": noise(1, MIB + 5)})
+    here = {want.digest: want._replace(run=OTHER, path=b"there") for want in content.wants(RUN)}
+    runs.update((want, content.objects[digest]) for digest, want in here.items())
+    assert built(files, content, elsewhere=here) == noise(1, MIB + 5)
+    other = Content({b"g": noise(2, 100)})
+    (want,) = other.wants(RUN)
+    runs[want] = b"not these bytes"
+    assert files.build(RUN, other.manifest.by_path[b"g"], {want.digest: want}) is not None
+
+
+def test_what_is_not_at_hand_is_a_problem_of_its_path(files):
+    content = Content({b"f": b"x"})
+    problem = files.build(RUN, content.manifest.by_path[b"f"], {})
+    assert (problem.run, problem.path) == (RUN, b"f")
+
+
+def test_what_was_renamed_away_is_no_longer_staged_but_known(files, runs):
+    content = stage(files, {b"f": b"x", b"g": b"x"})
+    built(files, content)
+    os.unlink(name_of(RUN, b"f"), dir_fd=files.fd)
+    files.forget(RUN, b"f")
+    (place,) = {want for want in content.wants(RUN) if want.path == b"f"}
+    assert place.digest not in files
+    runs[place] = b"x"
+    assert built(files, content, b"g") == b"x"
+
+
+def test_a_file_may_be_staged_again_after_it_was_renamed_away(files):
+    content = stage(files, {b"f": noise(1, MIB + 1)})
+    built(files, content)
+    os.unlink(name_of(RUN, b"f"), dir_fd=files.fd)
+    files.forget(RUN, b"f")
+    assert built(files, stage(files, {b"f": noise(1, MIB + 1)})) == noise(1, MIB + 1)
+
+
+def test_bytes_that_are_not_the_object_are_refused(files):
+    want = Want(digest_of(b"x"), 1, RUN, b"f", 0)
+    for piece in (Piece(want, b"y"), Piece(want, b""), Piece(want._replace(size=2), b"x")):
+        with pytest.raises(Damaged):
+            files.add([piece])
+    assert want.digest not in files
+
+
+def test_parts_that_do_not_add_up_are_damage(files):
+    content = stage(files, {b"f": noise(1, MIB + 1)})
+    lie = Content({b"f": noise(2, MIB + 1)}).manifest.by_path[b"f"]
+    entry = content.manifest.by_path[b"f"]
+    problem = files.build(RUN, type(entry)(*[getattr(entry if n != "digest" else lie, n) for n in FIELDS]), {})
+    assert (problem.path, problem.reason) == (b"f", DAMAGED)
+
+
+FIELDS = ("path", "kind", "mode", "size", "digest", "target", "mtime_ns", "parts")
+
+
+def test_few_descriptors_are_open(files):
+    before = len(os.listdir("/proc/self/fd"))
+    literal = {b"f%d" % n: b"%d" % n for n in range(200)}
+    content = stage(files, literal)
+    assert len(os.listdir("/proc/self/fd")) <= before + 16
+    for path, data in literal.items():
+        assert built(files, content, path) == data
+    assert len(os.listdir("/proc/self/fd")) <= before + 16
+
+
+def test_paths_of_any_length_have_a_name(files):
+    path = b"/".join([b"x" * 255] * 10)
+    content = stage(files, {path: b"deep"})
+    assert built(files, content, path) == b"deep"
+
+
+def test_closing_removes_everything(tmp_path):
+    files = StagedFiles(Home(str(tmp_path)).staging(), lambda want: None)
+    stage(files, {b"f": b"x"})
+    files.close()
+    assert list((tmp_path / ".guildsync" / "staging").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user to be refused like one")
+def test_a_file_nobody_may_write_can_be_built_twice(tmp_path):
+    """As in the second round of a sync; root would never notice."""
+    tmp_path.chmod(0o777)
+    for top in tmp_path.parents[:3]:
+        top.chmod(top.stat().st_mode | 0o011)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setegid(65534)
+            os.seteuid(65534)
+            files = StagedFiles(Home(str(tmp_path / "home")).staging(), lambda want: None)
+            one = stage(files, {b"f": File(b"first", 0o444)})
+            built(files, one)
+            built(files, one)
+            files._close(name_of(RUN, b"f"))
+            assert built(files, stage(files, {b"f": File(b"second", 0o444)})) == b"second"
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
