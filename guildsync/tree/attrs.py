@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import uuid
 from typing import Dict, FrozenSet, Mapping, Optional, Tuple
 
 from guildsync.model.manifest import is_entry_path
@@ -86,17 +87,25 @@ def is_alive(lock: bytes) -> bool:
 
 
 def write_attributes(
-    run_fd: int, attributes: Mapping[str, Optional[bytes]], markers: Optional[Mapping[str, bytes]] = None
+    run_fd: int,
+    attributes: Mapping[str, Optional[bytes]],
+    markers: Optional[Mapping[str, bytes]] = None,
+    staging: Optional[int] = None,
 ) -> None:
     """Set metadata attributes (None removes one) and, unless None, the markers that a sync sets. Each file is
-    replaced by a rename: a crash leaves each old or new. Directories are made only for what is to lie in them."""
+    replaced by a rename: a crash leaves each old or new. Directories are made only for what is to lie in them.
+
+    A crash leaves its temporary file in the directory `staging` (None: beside the attribute, where it is an entry of
+    the run until the attribute is next written)."""
     with Descent(os.dup(run_fd)) as descent:
-        _replace_all(descent, b".guild/attrs", attributes)
+        _replace_all(descent, b".guild/attrs", attributes, staging)
         if markers is not None:
-            _replace_all(descent, b".guild", {name: markers.get(name) for name in OURS})
+            _replace_all(descent, b".guild", {name: markers.get(name) for name in OURS}, staging)
 
 
-def _replace_all(descent: Descent, directory: bytes, files: Mapping[str, Optional[bytes]]) -> None:
+def _replace_all(
+    descent: Descent, directory: bytes, files: Mapping[str, Optional[bytes]], staging: Optional[int]
+) -> None:
     if not files:
         return
     try:
@@ -104,11 +113,11 @@ def _replace_all(descent: Descent, directory: bytes, files: Mapping[str, Optiona
     except FileNotFoundError:
         return
     for name, data in files.items():
-        _replace(fd, os.fsencode(name), data)
+        _replace(fd, os.fsencode(name), data, staging)
     os.fsync(fd)
 
 
-def _replace(dir_fd: int, name: bytes, data: Optional[bytes]) -> None:
+def _replace(dir_fd: int, name: bytes, data: Optional[bytes], staging: Optional[int]) -> None:
     if data is None:
         try:
             os.unlink(name, dir_fd=dir_fd)
@@ -117,18 +126,21 @@ def _replace(dir_fd: int, name: bytes, data: Optional[bytes]) -> None:
         return
     if _read(dir_fd, name) == data:
         return
-    temporary = b".guildsync-" + name
+    temporary, temporary_fd = b".guildsync-" + name, dir_fd
+    if staging is not None:  # other runs use it at the same time
+        temporary, temporary_fd = temporary + b"-" + uuid.uuid4().hex.encode(), staging
     try:
-        os.unlink(temporary, dir_fd=dir_fd)
+        os.unlink(temporary, dir_fd=temporary_fd)
     except FileNotFoundError:
         pass
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o666, dir_fd=temporary_fd)
     try:
         write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
-    os.replace(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.replace(temporary, name, src_dir_fd=temporary_fd, dst_dir_fd=dir_fd)
 
 
 def _read(dir_fd: int, name: bytes) -> Optional[bytes]:

@@ -69,9 +69,10 @@ def sync_path(path: bytes) -> None:
 
 
 def write_durably(path: bytes, data: bytes, mode: int = 0o600) -> None:
-    """Replace a small file of ours: a reader, and a crash, leave the old bytes or the new ones."""
+    """Replace a small file of ours that only one at a time writes: a reader sees the old bytes or the new ones, and so
+    does who comes after a crash. What a crash leaves under a temporary name the next call takes over."""
     directory = os.path.dirname(path)
-    temporary = path + b".%d.tmp" % os.getpid()
+    temporary = path + b".tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         write_all(fd, data)

@@ -88,6 +88,8 @@ class Home:
             raise _translated(self.text, exc) from exc
         except ValueError as exc:
             raise Damaged(f"{self.text}/.guildsync/identity is not readable", "restore it, or remove it") from exc
+        if not isinstance(value, dict):
+            raise Damaged(f"{self.text}/.guildsync/identity is malformed", "restore it, or remove it")
         if value.get("format") != FORMAT:
             raise Usage(
                 f"{self.text} was written by another guildsync (format {value.get('format')!r})", "update guildsync"
@@ -151,9 +153,10 @@ class Home:
 
     def inflight_runs(self) -> List[str]:
         try:
-            return os.listdir(os.fsdecode(os.path.join(self.state, b"inflight")))
+            names = os.listdir(os.fsdecode(os.path.join(self.state, b"inflight")))
         except FileNotFoundError:
             return []
+        return [name for name in names if is_run_id(name)]  # a note that was not yet made durable says nothing
 
     def aim(self, run: RunId) -> Optional[Aim]:
         """The commit that never ended; None where all did. An unreadable note says only that one did not end."""

@@ -8,13 +8,16 @@ from typing import Collection, Iterable, List, Optional
 from guildsync.errors import CHANGED, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, Entry, Manifest, parent, same
 from guildsync.model.plan import Change
-from guildsync.model.ports import RawUpdate
+from guildsync.model.ports import Aim, RawUpdate
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, open_directory, remove_tree, sync_path
 from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
 from guildsync.tree.scan import View
 from guildsync.tree.staged import StagedFiles, name_of
+
+_UNSETTLED = 0o700
+"""The mode of a directory of ours until all is in it."""
 
 
 def create(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) -> None:
@@ -29,7 +32,7 @@ def create(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) ->
                 continue
             fd, last = descent.place(entry.path)
             _add(files, update.run, entry, fd, last)
-        attrs.write_attributes(descent.at(b""), update.attributes, update.markers)
+        attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd)
         _settle(descent, want.entries, [b""])
     if update.withheld:
         home.begin(update.run, NOTHING, want)
@@ -47,20 +50,36 @@ def rewrite(
     says are left alone, and then so is all of the run."""
     changes = _changes(have, want, update.withheld)
     with Descent(home.open_run(update.run)) as descent:
-        refused = [problem for change in changes if (problem := _moved(update.run, change, descent, view)) is not None]
+        moved = (_moved(update.run, change, descent, view) for change in _relied_on(changes, have))
+        refused = [problem for problem in moved if problem is not None]
         if refused:
             return refused
         if changes:
             home.begin(update.run, have, want)
         for change in _steps(changes):
             _step(files, update.run, change, descent)
-        attrs.write_attributes(descent.at(b""), update.attributes, update.markers)
+        attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd)
         made = [change.want for change in changes if change.want is not None]
         gone = {change.path for change in changes if change.want is None or change.want.kind != DIRECTORY}
         _settle(descent, made, {parent(change.path) for change in changes} - gone)
     if not update.withheld:
         home.end(update.run)
     return []
+
+
+def cut_short(aim: Aim, now: Manifest) -> Aim:
+    """The aim of a rewrite that never ended, with what a step left halfway as if that had been wanted: a directory
+    without its mode yet, a name between two kinds. So nobody takes it for a change of the run's own."""
+    want = dict(aim.want.by_path)
+    for change in _changes(aim.before, aim.want, ()):
+        path, was, to, found = change.path, change.have, change.want, now.by_path.get(change.path)
+        if to is None or path not in want:
+            continue
+        if found is None and was is not None and DIRECTORY in (was.kind, to.kind) and was.kind != to.kind:
+            want = {p: entry for p, entry in want.items() if p != path and not p.startswith(path + b"/")}
+        elif found is not None and found.mode == _UNSETTLED and found.kind == to.kind == DIRECTORY:
+            want[path] = found
+    return Aim(aim.before, Manifest(want.values()))
 
 
 def _changes(have: Manifest, want: Manifest, withheld: Collection[bytes]) -> List[Change]:
@@ -70,6 +89,12 @@ def _changes(have: Manifest, want: Manifest, withheld: Collection[bytes]) -> Lis
         for path in sorted(h.keys() | w.keys())
         if path not in withheld and not same(h.get(path), w.get(path))
     ]
+
+
+def _relied_on(changes: List[Change], have: Manifest) -> List[Change]:
+    """The changes, and the directories they are made in, which must be there still."""
+    tops = {parent(change.path) for change in changes} - {change.path for change in changes}
+    return changes + [Change(path, have.by_path[path], have.by_path[path]) for path in sorted(tops - {b""})]
 
 
 def _steps(changes: List[Change]) -> List[Change]:
@@ -110,7 +135,7 @@ def _step(files: StagedFiles, run: str, change: Change, descent: Descent) -> Non
 def _add(files: StagedFiles, run: str, entry: Entry, fd: int, name: bytes) -> None:
     """Put one entry in place; what has the name already (and is no directory) is replaced by one rename."""
     if entry.kind == DIRECTORY:
-        os.mkdir(name, 0o700, dir_fd=fd)
+        os.mkdir(name, _UNSETTLED, dir_fd=fd)
         return
     staged = name_of(run, entry.path)
     if entry.kind == LINK:

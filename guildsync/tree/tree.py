@@ -25,7 +25,7 @@ from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
 from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
-from guildsync.tree.publish import create, rewrite
+from guildsync.tree.publish import create, cut_short, rewrite
 from guildsync.tree.scan import View, open_file, scan
 from guildsync.tree.staged import StagedFiles
 
@@ -97,14 +97,14 @@ class Tree:
                 os.close(fd)
             self._manifests[run] = found.manifest
             self._here = None
-            content = found.manifest.content
+            content, aim = found.manifest.content, self._home.aim(run)
             yield Scan(
                 run,
                 content,
                 None if content in contents else found.manifest,
                 settled=not self._home.is_inflight(run),
                 alive=is_alive,
-                aim=self._home.aim(run),
+                aim=cut_short(aim, found.manifest) if aim is not None else None,
                 problems=found.problems,
             )
 
@@ -237,7 +237,8 @@ class Tree:
         if want is None:
             fd = self._home.open_run(run)
             try:
-                attrs.write_attributes(fd, update.attributes, None if attrs.alive(fd) else update.markers)
+                markers = None if attrs.alive(fd) else update.markers
+                attrs.write_attributes(fd, update.attributes, markers, files.fd)
             finally:
                 os.close(fd)
             return []

@@ -55,7 +55,9 @@ def content(literal: Mapping[bytes, Kind], mtime_ns: int = 1_700_000_000_123_456
     return Content({**GUILD, **literal}, mtime_ns)
 
 
-ONE = content({b"a": b"one", b"d/b": File(b"script", 0o755), b"l": Link(b"d/b"), b"empty": b"", b"nothing": Directory()})
+ONE = content(
+    {b"a": b"one", b"d/b": File(b"script", 0o755), b"l": Link(b"d/b"), b"empty": b"", b"nothing": Directory()}
+)
 TWO = content({b"a": b"two", b"d/b": File(b"script", 0o755), b"l": Link(b"a"), b"new": b"new"})
 THREE = content({b"a": b"three", b"d/b": File(b"script", 0o755), b"l": Link(b"d/b")})
 

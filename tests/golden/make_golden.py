@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from guildsync.model.manifest import NOTHING, Digest, text
 from guildsync.model.run import Record, RunId
 from guildsync.store.journal import HIDDEN, Claim, Commit, Facts, Mark, Version, View, decode, encode, join
 from guildsync.tree.home import Home
-from tests.kit.trees import EPOCH_NS, noise, put, run_ids, snapshot, write_run
+from tests.kit.trees import EPOCH_NS, Name, noise, put, run_ids, snapshot, write_run
 
 GROWN, ODD, TRASHED, UNFINISHED = map(RunId, run_ids(4))
 """A run of two versions; one of odd names and sizes whose newest version is void; two that their names describe."""
@@ -49,14 +50,20 @@ def make(top: Path) -> None:
 
 
 def make_runs(home: Path) -> None:
-    small: dict[str | bytes, bytes] = {"checkpoints/model.pt": noise(1, 700)}
-    write_run(home, GROWN, small, label="first", tags=["a", "b"])
-    odd = write_run(home, ODD, {**small, "zeros": bytes((1 << 20) + 5), b"caf\xe9 \n": b"odd", "nothing": b""})
+    small_run(home, GROWN, label="first", tags=["a", "b"])
+    odd = small_run(home, ODD, {"zeros": bytes((1 << 20) + 5), b"caf\xe9 \n": b"odd", "nothing": b""})
     os.symlink("../no/such", odd / "link")
     os.utime(odd / "link", ns=(EPOCH_NS + 7, EPOCH_NS + 7), follow_symlinks=False)
     put(odd, "tool", b"#!/bin/sh\n", mode=0o750)
     (odd / "empty").mkdir()
-    write_run(home, TRASHED, small)
+    small_run(home, TRASHED)
+
+
+def small_run(home: Path, run: RunId, files: Mapping[Name, bytes] | None = None, **attrs: Any) -> Path:
+    """A few small files, and none that a tool for source code would touch."""
+    directory = write_run(home, run, {"checkpoints/model.pt": noise(1, 700), **(files or {})}, **attrs)
+    (directory / "train.py").unlink()
+    return directory
 
 
 def commit_by_hand(journal: Path) -> None:
@@ -83,7 +90,7 @@ def make_home(maker: Path, home: Path) -> None:
     (home / "trash/runs").mkdir(parents=True, exist_ok=True)
     (home / "runs" / TRASHED).rename(home / "trash/runs" / TRASHED)
     shutil.rmtree(home / "runs" / ODD)
-    write_run(home, UNFINISHED, {"checkpoints/model.pt": noise(1, 700)})
+    small_run(home, UNFINISHED)
     Home(str(home)).begin(UNFINISHED, NOTHING, NOTHING)
     for name in ("remotes", "staging"):
         shutil.rmtree(home / ".guildsync" / name, ignore_errors=True)

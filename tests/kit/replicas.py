@@ -1,4 +1,4 @@
-"""Places for replicas of every kind, each to be opened by the same client again or by a fresh one; contents to put there."""
+"""Places for replicas of every kind, opened by the same client again or by a fresh one, and contents to put there."""
 
 from __future__ import annotations
 

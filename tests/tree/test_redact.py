@@ -98,7 +98,23 @@ def test_a_harmless_value_of_several_lines_stays():
     assert redact(data) == data
 
 
-_SNIPPETS = [b"PATH", b"KEY", b"export ", b"=", b": ", b":", b" ", b"\t", b"\n", b"\r", b"\r\n", b"'", b"\xff", b"x", b"\0"]
+_SNIPPETS = [
+    b"PATH",
+    b"KEY",
+    b"export ",
+    b"=",
+    b": ",
+    b":",
+    b" ",
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"'",
+    b"\xff",
+    b"x",
+    b"\0",
+]
 
 
 @given(st.lists(st.sampled_from(_SNIPPETS) | st.binary(max_size=3), max_size=30).map(b"".join))
@@ -109,7 +125,9 @@ def test_it_is_idempotent_and_invents_no_lines(data):
 
 
 @given(
-    st.dictionaries(st.sampled_from(["PATH", "HOME", "A", "B_KEY", "we ird", "LANG"]), st.text(max_size=30), max_size=6),
+    st.dictionaries(
+        st.sampled_from(["PATH", "HOME", "A", "B_KEY", "we ird", "LANG"]), st.text(max_size=30), max_size=6
+    ),
     st.integers(0, 6),
 )
 def test_no_secret_survives_whatever_stands_around_it(variables, place):

@@ -112,12 +112,12 @@ def test_a_rewrite_that_puts_size_and_time_back_is_noticed(tmp_path, monkeypatch
     info = os.stat(tmp_path / "f")
 
     def rewrite():
-        put(tmp_path, "f", b"a" * MIB + b"b" * MIB, mtime_ns=7)
+        put(tmp_path, "f", b"b" * MIB + b"c" * MIB, mtime_ns=7)
 
     Writer(monkeypatch, rewrite)
     found = scanned(tmp_path)
     assert os.stat(tmp_path / "f").st_mtime_ns == info.st_mtime_ns
-    assert entry_of(found, b"f").digest == hashlib.sha256(b"a" * MIB + b"b" * MIB).hexdigest()
+    assert entry_of(found, b"f").digest == hashlib.sha256(b"b" * MIB + b"c" * MIB).hexdigest()
 
 
 def test_a_file_that_only_grows_is_the_prefix_it_was(tmp_path, monkeypatch):

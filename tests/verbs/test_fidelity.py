@@ -83,9 +83,7 @@ def assert_same_homes(one: Path, other: Path) -> None:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_there_and_back(
-    workload: str, context_of: Callable[[Path], tuple[Context, str]], tmp_path: Path
-) -> None:
+def test_there_and_back(workload: str, context_of: Callable[[Path], tuple[Context, str]], tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     runs = {**SMALL, **FULL}[workload](first)
     before = {run: snapshot(first / "runs" / run) for run in runs}

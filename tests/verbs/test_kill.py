@@ -149,7 +149,7 @@ class Place:
         self.author = Person(top / "author", "store", str(config))
         self.killed = Person(self.work / "home", "store", str(config))
         BEGINNINGS[begin](self.author, self.killed)
-        self.command = Command(self.killed, begin.partition("_")[0], str(self.work), begin == "pull_changed")
+        self.command = Command(self.killed, begin.partition("_")[0], str(self.work), begin.endswith("changed"))
         shutil.copytree(self.work, self.saved, symlinks=True)
         self._objects = self._names()
 
@@ -195,11 +195,11 @@ class Sweep:
         self._know_what_is_new()
 
     def _know_what_is_new(self) -> None:
-        truth = homes_runs(self.place.author)
         if self.is_push:
             assert self.new_homes == self.old_homes
             assert self.new_stored != self.old_stored
         else:
+            truth = homes_runs(self.place.author)
             assert self.new_homes != self.old_homes
             assert {run: self.new_homes[run] for run in truth} == truth
         assert self._contents() == {run: self.new_stored[run][0] for run in (SMALL, LARGE, TWIN)}
@@ -226,7 +226,7 @@ class Sweep:
         self._old_or_new()
         assert raw(others) == before
         again = self.command()
-        assert again.problems == []
+        assert again.problems == [], again.problems
         assert again.exit_code == 0
         self._converged()
         assert raw(others) == before

@@ -190,7 +190,7 @@ def test_eight_homes_edit_one_run_at_once(people: list[Person]) -> None:
     answers = at_once(people, "push")
     every_version = every_version_is_somewhere_of(people, before, answers)
     assert people[0].verify().problems == []
-    assert all(b"nobody's" != head["which"] for head in every_version)
+    assert all(head["which"] != b"nobody's" for head in every_version)
 
 
 def every_version_is_somewhere_of(

@@ -244,7 +244,7 @@ def quarrel(tmp_path: Path, remote: str, names: str = "ab") -> list[Person]:
 
 
 def test_two_edits_of_one_path_are_a_conflict(tmp_path: Path, remote: str) -> None:
-    a, b = quarrel(tmp_path, remote)
+    _, b = quarrel(tmp_path, remote)
     write_run(b.home, OTHER)
     there = heads(remote)[RUN]
     outcome = b.push()
@@ -282,7 +282,7 @@ def test_a_conflict_ends_by_taking_a_side(tmp_path: Path, remote: str, verb: str
 
 
 def test_taking_the_targets_side_brings_nothing_back(tmp_path: Path, remote: str) -> None:
-    a, b = quarrel(tmp_path, remote)
+    _, b = quarrel(tmp_path, remote)
     b.remove(RUN, "checkpoints/model.pt")
     done(b.push("target"), 1)
     assert b.pull().problems == []
@@ -752,8 +752,10 @@ def test_a_damaged_manifest_costs_its_run_only(tmp_path: Path, folder: str) -> N
     done(a.push(), 2)
     with opened_store(folder) as store:
         record = next(record for record in store.runs() if record.run == RUN)
-        (data,) = [piece.data for piece in store.fetch([Want(record.manifest, 0, record.run, b"", 0)])]  # type: ignore
-    with damaged(tmp_path, folder, data):
+        assert record.manifest is not None
+        (found,) = store.fetch([Want(record.manifest, 0, record.run, b"", 0)])
+        assert isinstance(found, Piece)
+    with damaged(tmp_path, folder, found.data):
         for home in (b, a):
             outcome = home.pull()
             assert outcome.exit_code == (8 if home is b else 0)  # A has it as its base
