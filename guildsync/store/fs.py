@@ -198,6 +198,7 @@ def open_s3(where: S3) -> Files:
             s3_additional_kwargs={name: value for name, value in extra.items() if value},
             use_listings_cache=False,
             skip_instance_cache=True,
+            max_concurrency=1,  # else every whole get asks for the size first
         )
         try:
             fs.connect()

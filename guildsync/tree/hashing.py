@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
 
-from guildsync.model.manifest import PART_SIZE, Digest, Part
+from guildsync.model.manifest import PART_SIZE, Digest, Entry, Part
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 _ATTEMPTS = 3
+_SHORT_PARTS = 16
 
 
 class Hashed(NamedTuple):
@@ -35,17 +39,20 @@ def hash_bytes(data: bytes, mtime_ns: int) -> Hashed:
     return Hashed(len(data), Digest(hashlib.sha256(data).hexdigest()), tuple(parts), mtime_ns)
 
 
-def hash_file(fd: int) -> Hashed:
+def hash_file(fd: int, before: Optional[Entry] = None) -> Hashed:
     """The file behind `fd`. One that only grew meanwhile is taken as the prefix it had; raises Torn for any other
-    change in each of three readings."""
+    change in each of three readings.
+
+    `before` is what the file was: where it begins with that still, it keeps its parts and gets some for its tail.
+    """
     for _ in range(_ATTEMPTS):
-        before = os.fstat(fd)
-        first = _hash(fd, before.st_size)
+        now = os.fstat(fd)
+        first = _hash(fd, now.st_size, before)
         after = os.fstat(fd)
         if first is None:
             continue
-        if _unchanged(before, after) or (after.st_size >= before.st_size and _hash(fd, before.st_size) == first):
-            return Hashed(before.st_size, first[0], first[1], before.st_mtime_ns)
+        if _unchanged(now, after) or (after.st_size >= now.st_size and _hash(fd, now.st_size, before) == first):
+            return Hashed(now.st_size, first[0], first[1], now.st_mtime_ns)
     raise Torn
 
 
@@ -63,22 +70,40 @@ def _unchanged(one: os.stat_result, other: os.stat_result) -> bool:
     return (one.st_size, one.st_mtime_ns, one.st_ctime_ns) == (other.st_size, other.st_mtime_ns, other.st_ctime_ns)
 
 
-def _hash(fd: int, size: int) -> Optional[Tuple[Digest, Tuple[Part, ...]]]:
+def _hash(fd: int, size: int, before: Optional[Entry]) -> Optional[Tuple[Digest, Tuple[Part, ...]]]:
     """Digest and parts of the first `size` bytes; None where the file is shorter."""
+    kept = tuple(Part(found.digest, found.size) for found in before.objects()) if before is not None else ()
+    start = before.size if before is not None and before.size <= size and not _crumbled(kept) else 0
     whole = hashlib.sha256()
-    parts: List[Part] = []
-    offset = 0
-    while offset < size:
-        block = os.pread(fd, min(PART_SIZE, size - offset), offset)
-        if not block:
+    if start and not _read_into(fd, whole, 0, start):
+        return None
+    if start and before is not None and whole.hexdigest() != before.digest:
+        return _hash(fd, size, None)
+    if size <= PART_SIZE:
+        return (Digest(whole.hexdigest()), ()) if _read_into(fd, whole, start, size - start) else None
+    parts: List[Part] = list(kept) if start else []
+    for offset in range(start, size, PART_SIZE):
+        part = hashlib.sha256()
+        if not _read_into(fd, whole, offset, min(PART_SIZE, size - offset), part):
             return None
-        while len(block) < PART_SIZE and offset + len(block) < size:
-            more = os.pread(fd, min(PART_SIZE, size - offset) - len(block), offset + len(block))
-            if not more:
-                return None
-            block += more
-        whole.update(block)
-        if size > PART_SIZE:
-            parts.append(Part(Digest(hashlib.sha256(block).hexdigest()), len(block)))
-        offset += len(block)
+        parts.append(Part(Digest(part.hexdigest()), min(PART_SIZE, size - offset)))
     return Digest(whole.hexdigest()), tuple(parts)
+
+
+def _crumbled(parts: Tuple[Part, ...]) -> bool:
+    """So many short parts that the file is better cut anew."""
+    return sum(1 for part in parts if part.size < PART_SIZE) > _SHORT_PARTS
+
+
+def _read_into(fd: int, whole: Hash, offset: int, size: int, part: Optional[Hash] = None) -> bool:
+    """Hash `size` bytes at `offset`; False where the file ends before."""
+    end = offset + size
+    while offset < end:
+        block = os.pread(fd, min(PART_SIZE, end - offset), offset)
+        if not block:
+            return False
+        whole.update(block)
+        if part is not None:
+            part.update(block)
+        offset += len(block)
+    return True

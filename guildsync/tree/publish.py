@@ -73,11 +73,11 @@ def cut_short(aim: Aim, now: Manifest) -> Aim:
     want = dict(aim.want.by_path)
     for change in _changes(aim.before, aim.want, ()):
         path, was, to, found = change.path, change.have, change.want, now.by_path.get(change.path)
-        if to is None or path not in want:
-            continue
-        if found is None and was is not None and DIRECTORY in (was.kind, to.kind) and was.kind != to.kind:
+        if to is None or (was is not None and (was.kind == DIRECTORY) == (to.kind == DIRECTORY)):
+            continue  # one step does it
+        if found is None and was is not None:
             want = {p: entry for p, entry in want.items() if p != path and not p.startswith(path + b"/")}
-        elif found is not None and found.mode == _UNSETTLED and found.kind == to.kind == DIRECTORY:
+        elif found is not None and found.mode == _UNSETTLED and found.kind == to.kind == DIRECTORY and path in want:
             want[path] = found
     return Aim(aim.before, Manifest(want.values()))
 

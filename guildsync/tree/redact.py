@@ -10,6 +10,9 @@ PATHS = frozenset((b".guild/attrs/env", b".guild/ENV"))
 LIMIT = 16 << 20
 """A captured environment larger than this is not read, and so not sent."""
 
+VERSION = 1
+"""Of the rules below: what one version shows says nothing about another's."""
+
 REPLACEMENT = b"redacted"
 
 _LINE = re.compile(rb"(?P<before>(?:export )?)(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<sign>: |:$|=)(?P<value>.*)\Z", re.S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from guildsync.errors import (
@@ -18,16 +19,18 @@ from guildsync.errors import (
     GuildsyncError,
     Problem,
 )
-from guildsync.model.manifest import FILE, Digest, Entry, Manifest, digest_of
-from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.manifest import FILE, Digest, Entry, digest_of
+from guildsync.model.ports import Known as Asked
+from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
 from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
 from guildsync.tree.publish import create, cut_short, rewrite
-from guildsync.tree.scan import View, open_file, scan
+from guildsync.tree.scan import Scanned, View, open_file, scan
 from guildsync.tree.staged import StagedFiles
+from guildsync.tree.statcache import Known, StatCache
 
 _SYNCERS = 8
 
@@ -38,7 +41,8 @@ class Tree:
     def __init__(self, home: Home, keep_env: bool = False) -> None:
         self._home = home
         self._view = View(keep_env)
-        self._manifests: Dict[RunId, Manifest] = {}
+        self._scans: Dict[RunId, Scanned] = {}
+        self._cache = StatCache(home, self._view.name)
         self._here: Optional[Dict[Digest, Want]] = None
         self._files: Optional[StagedFiles] = None
 
@@ -78,7 +82,7 @@ class Tree:
                 finally:
                     os.close(fd)
 
-    def manifests(self, known: Known) -> Iterator[Scan]:
+    def manifests(self, known: Asked) -> Iterator[Scan]:
         for run, contents in known.items():
             try:
                 fd = self._home.open_run(run)
@@ -88,16 +92,16 @@ class Tree:
                 yield Scan(run, Digest(""), None, problems=(_failed(run, None, exc),))
                 continue
             try:
-                found = scan(run, fd, self._view)
                 is_alive = attrs.alive(fd)
+                found = self._scan(run, fd, is_alive)
             except OSError as exc:
                 yield Scan(run, Digest(""), None, problems=(_failed(run, None, exc),))
                 continue
             finally:
                 os.close(fd)
-            self._manifests[run] = found.manifest
+            self._scans[run] = found
             self._here = None
-            content, aim = found.manifest.content, self._home.aim(run)
+            content, aim = found.content, self._home.aim(run)
             yield Scan(
                 run,
                 content,
@@ -107,6 +111,16 @@ class Tree:
                 aim=cut_short(aim, found.manifest) if aim is not None else None,
                 problems=found.problems,
             )
+
+    def _scan(self, run: RunId, fd: int, is_alive: bool) -> Scanned:
+        cache = self._cache
+        known = cache.load(run)
+        if known is not None and known.alive and not is_alive:
+            known = known.only_hints()
+        found = scan(run, fd, self._view, known, cache.now_ns if cache.usable else None)
+        if found.known is not known or known.alive != is_alive:
+            cache.keep(run, replace(found.known, alive=is_alive))
+        return found
 
     def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Lost]]:
         reader = _Reader(self._home, self._view)
@@ -166,7 +180,7 @@ class Tree:
                 if not refused:
                     ready.append(update)
             if any(problem.reason == MOVED for problem in problems):
-                self._manifests.clear()  # of what was scanned something changed: another round must not rely on it
+                self._scans.clear()  # of what was scanned something changed: another round must not rely on it
                 self._here = None
             with ThreadPoolExecutor(_SYNCERS) as pool:
                 jobs = [pool.submit(files.finish, each.run, entry) for each in ready for entry in _new_files(each)]
@@ -187,10 +201,10 @@ class Tree:
         """Where objects lie in the runs that were scanned; whoever copies them hashes them again."""
         if self._here is None:
             self._here = {
-                found.digest: Want(found.digest, found.size, run, entry.path, found.offset)
-                for run, manifest in self._manifests.items()
-                for entry in manifest.entries
-                for found in entry.objects()
+                part.digest: Want(part.digest, part.size, run, entry.path, part.offset)
+                for run, found in self._scans.items()
+                for entry in found.manifest.entries
+                for part in entry.objects()
             }
         return self._here
 
@@ -248,7 +262,9 @@ class Tree:
             refused = rewrite(self._home, files, update, update.have, want, self._view)
             if refused:
                 return refused
-        self._manifests[run] = want
+        known = Known(None, want.content, {}, want.encode())
+        self._cache.keep(run, known)
+        self._scans[run] = Scanned(known, (), want)
         self._here = None
         return []
 

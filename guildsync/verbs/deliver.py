@@ -56,7 +56,8 @@ class Carrier:
 
     def missing(self, deliveries: Sequence[Delivery]) -> set[Digest]:
         """What must cross for these."""
-        return self._target.missing([want for each in deliveries for want in (*each.wants, *each.own_wants)])
+        wants = [want for each in deliveries for want in (*each.wants, *each.own_wants)]
+        return self._target.missing(wants) if wants else set()
 
     def carry(
         self, deliveries: Sequence[Delivery], missing: set[Digest]
@@ -71,16 +72,17 @@ class Carrier:
         own = {want.digest for each in deliveries for want in each.own_wants}
         firsts = [places[0] for places in self._places.values()]
         streams = [
-            self._source.fetch([want for want in firsts if want.digest not in own]),
-            self._target.fetch([want for want in firsts if want.digest in own]) if own else (),
+            (self._source, [want for want in firsts if want.digest not in own]),
+            (self._target, [want for want in firsts if want.digest in own]),
         ]
-        answers = (answer for stream in streams for answer in stream)
+        answers = (answer for replica, wants in streams if wants for answer in replica.fetch(wants))
         more = True
         while more:
             self._staged_since, self._committed_at = 0, self._clock()
             run_out = _Once()
-            self._target.stage(self._until_due(answers, run_out))
-            more = not run_out.happened
+            if firsts:
+                self._target.stage(self._until_due(answers, run_out))
+            more = bool(firsts) and not run_out.happened
             ready = [pending.pop(run) for run, digests in self._waiting.items() if not digests and run in pending]
             yield self._commit(ready)
 

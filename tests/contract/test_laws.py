@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from guildsync.errors import CHANGED, CONFLICT, MISSING, MOVED, Damaged, Problem
 from guildsync.model.manifest import DIRECTORY, NOTHING, Manifest
@@ -568,8 +569,8 @@ def test_a_push_to_a_far_tree(far_site: Site, source: Path) -> None:
             assert far_site.far.bytes_in < 10_000
         with far_site.opened() as there:
             assert _sync(here, there, source) == 0
-            # its id; runs, manifests (left out as known); then there is nothing to say, but it is said
-            assert far_site.far.round_trips <= 6
+            # its id; runs, manifests (left out as known); nothing is asked or sent when nothing is to be done
+            assert far_site.far.round_trips == 3
             assert far_site.far.bytes_out < 20 * 300
             assert far_site.far.bytes_in < 20 * 2000
 
@@ -648,6 +649,32 @@ def test_a_client_without_a_cache_pays_for_its_own_entry(store_site: Site) -> No
         assert deliver(replica, ONE) == []
     assert store_site.counts["get"] <= 1
     assert store_site.counts["read"] == 0
+
+
+@pytest.mark.servers
+def test_a_call_is_one_request_of_the_server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = new_site("s3", tmp_path, request)
+    for run in run_ids(3):
+        with site.opened(fresh=False) as replica:
+            assert deliver(replica, ONE, RunId(run)) == []
+    requests: list[str] = []
+    call = S3FileSystem._call_s3
+
+    async def counted(self: S3FileSystem, method: str, *args: object, **kwargs: object) -> object:
+        requests.append(method)
+        return await call(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    with site.opened() as fresh:
+        assert len(list(fresh.runs())) == 3
+    assert sorted(requests) == ["get_object"] * 3 + ["list_objects_v2"]
+    requests.clear()
+    with site.opened(fresh=False) as same:
+        assert deliver(same, TWO, RUN) == []
+    # the manifest of what is there, the objects and the commit, the proof
+    assert sorted(requests) == ["get_object", "list_objects_v2", "list_objects_v2", "put_object", "put_object"]
 
 
 def test_counts_count(store_site: Site) -> None:

@@ -71,7 +71,7 @@ class Command:
 
 @dataclass(frozen=True)
 class End:
-    """How a child ended: what it had asked of storage, and whether it was killed; else its exit code, or a traceback."""
+    """How a child ended: what it asked of storage, and whether it was killed; else its exit code, or a traceback."""
 
     calls: tuple[Call, ...]
     killed: bool
@@ -217,7 +217,9 @@ def _of_files(counter: _Counter, name: str) -> Callable[..., Any]:
     original = getattr(Files, name)
 
     def call(self: Files, *args: Any, **kwargs: Any) -> Any:
-        return counter.around(Call(f"Files.{name}", str(args[-1 if name == "_rename" else 0])), original, self, *args, **kwargs)
+        return counter.around(
+            Call(f"Files.{name}", str(args[-1 if name == "_rename" else 0])), original, self, *args, **kwargs
+        )
 
     return call
 

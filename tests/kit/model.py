@@ -97,6 +97,14 @@ def reasons(outcome: api.Outcome) -> set[str]:
     return {problem.reason for problem in outcome.problems}
 
 
+def conflict_code(outcome: api.Outcome) -> int:
+    """6 where conflicts of paths are all there is to say and nothing was sent, 7 where there was more."""
+    if not outcome.problems:
+        return 0
+    only = all(problem.reason == CONFLICT and problem.path is not None for problem in outcome.problems)
+    return 6 if only and outcome.runs == 0 else 7
+
+
 # -- crashes
 
 
@@ -285,7 +293,7 @@ class World:
                 outcome = getattr(person, verb)(resolve)
         if outcome is not None:
             assert reasons(outcome) <= {CONFLICT, INCOMPLETE}, outcome.problems
-            assert outcome.exit_code == (7 if outcome.problems else 0)
+            assert outcome.exit_code == conflict_code(outcome)
             now = self._heads()
             for run in {problem.run for problem in outcome.problems}:
                 assert before.get(run) == (person.contents(run) if run in before else None)

@@ -223,7 +223,8 @@ def test_what_goes_away_is_no_problem(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", vanish)
-    assert scanned(tmp_path) == (scan.Manifest([]), ())
+    found = scanned(tmp_path)
+    assert (found.manifest.entries, found.problems) == ((), ())
 
 
 def test_pipes_and_sockets_are_named_and_never_opened(tmp_path):

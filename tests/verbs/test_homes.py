@@ -134,11 +134,11 @@ class HomesOnAFolder(Homes):
 
 
 def test_three_homes_and_a_store_never_lose_a_version() -> None:
-    run_state_machine_as_test(Homes, settings=settings(max_examples=60, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(Homes, settings=settings(max_examples=45, stateful_step_count=25, deadline=None))
 
 
 def test_three_homes_and_a_folder_never_lose_a_version() -> None:
-    run_state_machine_as_test(HomesOnAFolder, settings=settings(max_examples=15, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(HomesOnAFolder, settings=settings(max_examples=12, stateful_step_count=25, deadline=None))
 
 
 @pytest.mark.soak
