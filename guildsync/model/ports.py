@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import (
     Collection,
     FrozenSet,
@@ -134,11 +134,25 @@ class RawUpdate:
 
 @dataclass(frozen=True)
 class Base:
-    """What both sides of a pair of replicas had of a run after their last sync."""
+    """What both sides of a pair of replicas had of a run after their last sync.
 
-    manifest: Manifest
+    `seen` are the contents that the sides had then as wholes: a store whose history of the run knows none of them went
+    back in time, and then the base says nothing. The manifest stays encoded until somebody needs it.
+    """
+
+    content: Digest
     metadata: Metadata
     status: str
+    seen: FrozenSet[Digest]
+    encoded: bytes = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, manifest: Manifest, metadata: Metadata, status: str, seen: Collection[Digest] = ()) -> Base:
+        return cls(manifest.content, metadata, status, frozenset(seen), manifest.encode())
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.decode(self.encoded)
 
 
 class Reads(Protocol):

@@ -167,7 +167,8 @@ class Summary:
 @dataclass(frozen=True)
 class Record:
     """A run as a replica lists it. `content` is None where only a scan can tell; `heads` are the replica's own
-    names of the versions that are current, two or more when writers did not see each other."""
+    names of the versions that are current, two or more when writers did not see each other. `history` are the contents
+    of those versions and of all that they replaced; None where no history is kept."""
 
     run: RunId
     summary: Summary
@@ -176,6 +177,7 @@ class Record:
     manifest: Optional[Digest] = None
     heads: Tuple[str, ...] = ()
     deleted: bool = False
+    history: Optional[FrozenSet[Digest]] = None
 
 
 @dataclass(frozen=True)

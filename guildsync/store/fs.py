@@ -68,7 +68,9 @@ class Files:
                 return {}
             top = self.root.lstrip("/") + "/"
             return {
-                info["name"].lstrip("/").removeprefix(top): info["size"] for info in found if info["type"] == "file"
+                info["name"].lstrip("/").removeprefix(top): info["size"]
+                for info in found
+                if info["type"] == "file" and not info["name"].endswith("/")  # that is how buckets mark a folder
             }
 
     def get(self, name: str) -> bytes:

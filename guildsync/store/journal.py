@@ -363,6 +363,12 @@ class View:
         """The head that listings show and pulls deliver."""
         return next(iter(self.heads(run)), None)
 
+    def history(self, run: str) -> frozenset[Digest]:
+        """The contents of the heads and of all versions that they go beyond, also purged and void ones."""
+        heads = [version.id for version in self.heads(run)]
+        line = {*heads, *_ancestors(heads, self._versions)}
+        return frozenset(self._versions[version].content for version in line if version in self._versions)
+
     def rivals(self, run: str) -> tuple[Version, ...]:
         """The heads whose content is not the current one's: while there are any, the run is in conflict."""
         heads = self.heads(run)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from guildsync.errors import DAMAGED, Damaged, Problem, Unreachable
+from guildsync.errors import DAMAGED, Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.ports import Cache
 from guildsync.store.fs import Absent, Files
 from guildsync.store.journal import Commit, Facts, View, decode, encode, join, next_sequence, split_name
 
+FORMAT_NAME = "guildsync.json"
+FORMAT = 1
 DIRECTORY = "journal"
 CACHED = "journal"
 POSITION = "position"
@@ -37,6 +40,7 @@ class Journal:
     def __init__(self, files: Files, cache: Cache, pool: Executor, warn: Callable[[str], None]) -> None:
         self._files, self._cache, self._pool, self._warn = files, cache, pool, warn
         self._states: dict[str, Facts] = {}
+        self._known = False
         self._joined: tuple[frozenset[str], View] | None = None
 
     def read(self) -> Reading:
@@ -58,6 +62,8 @@ class Journal:
         """Confirmed when it returns. The name never repeats, so putting the same bytes again is harmless."""
         data = encode(commit)
         self._files.put(f"{DIRECTORY}/{commit.name}", data)
+        self._states[commit.name] = commit.state
+        self._known = True
         self._cache.keep(CACHED, commit.name, data)
 
     def _list(self) -> frozenset[str]:
@@ -95,10 +101,24 @@ class Journal:
             self._joined = (names, View(join(self._states[name] for name in names)))
         return self._joined[1]
 
+    def _require_format(self) -> None:
+        """A first look at a store: raises GuildsyncError where its README for programs names another format."""
+        try:
+            value = json.loads(self._files.get(FORMAT_NAME))
+        except (Absent, ValueError, RecursionError):
+            return
+        found = value.get("format") if isinstance(value, dict) else None
+        if found != FORMAT:
+            said = f"{self._files.where} has format {str(found)[:20]}, this guildsync knows format {FORMAT}"
+            raise GuildsyncError(said, "a newer guildsync wrote it: update this one")
+
     def _note_position(self, view: View, names: frozenset[str]) -> None:
         """Warn where a store is not what this home saw last: another one, or an older state of it."""
         if view.store is None:
             return
+        if not self._known and self._cache.load(POSITION, POSITION) is None:
+            self._require_format()
+        self._known = True
         now = next_sequence(view.facts, names) - 1
         seen = (self._cache.load(POSITION, POSITION) or b"").decode(errors="replace").split()
         if len(seen) == 2 and seen[1].isdigit():

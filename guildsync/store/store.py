@@ -17,10 +17,7 @@ from guildsync.store.fs import Absent, Files
 from guildsync.store.journal import Version, View
 from guildsync.store.objects import Objects, Stage
 from guildsync.store.pack import pack_path
-from guildsync.store.reading import Journal, Reading
-
-FORMAT_NAME = "guildsync.json"
-FORMAT = 1
+from guildsync.store.reading import FORMAT, FORMAT_NAME, Journal, Reading
 
 _THREADS = 8
 
@@ -271,6 +268,7 @@ def _record(view: View, current: Version, hidden: bool) -> Record:
         current.manifest,
         tuple(head.id for head in view.heads(current.run)),
         hidden,
+        view.history(current.run),
     )
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Iterable, Iterator, List, Optional, Tuple
 
 from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
-from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest
+from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest, digest_of
 from guildsync.model.ports import Aim, Base
 from guildsync.model.run import Metadata, RunId, checked_run_id, is_run_id
 from guildsync.tree.dirs import open_directory, remove_tree, sync_path, write_durably
@@ -268,7 +268,7 @@ class HomeBases:
         self._write(self._path(run) + b".intended", content, base)
 
     def save(self, run: RunId, base: Base) -> None:
-        self._write(self._path(run), base.manifest.content, base)
+        self._write(self._path(run), base.content, base)
         try:
             os.unlink(self._path(run) + b".intended")
         except FileNotFoundError:
@@ -280,12 +280,19 @@ class HomeBases:
     def _write(self, path: bytes, content: str, base: Base) -> None:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         # The target is named, for both directions share the file: that the source has the content proves nothing.
-        value = {"content": content, "target": self._targets[0], "status": base.status}
-        head = canonical({**value, "metadata": base.metadata.fields()})
+        value = {
+            "base": base.content,
+            "body": digest_of(base.encoded),
+            "content": content,
+            "metadata": base.metadata.fields(),
+            "seen": sorted(base.seen),
+            "status": base.status,
+            "target": self._targets[0],
+        }
         # Not synced: a base that a power cut takes with it makes the next sync more careful, never wrong.
         temporary = path + b".%d.tmp" % os.getpid()
         with open(temporary, "wb") as file:
-            file.write(head + b"\n" + base.manifest.encode())
+            file.write(canonical(value) + b"\n" + base.encoded)
         os.replace(temporary, path)
 
     def _read(self, path: bytes) -> Optional[Tuple[str, str, Base]]:
@@ -294,7 +301,11 @@ class HomeBases:
             with open(path, "rb") as file:
                 head, _, body = file.read().partition(b"\n")
             value = json.loads(head)
-            base = Base(Manifest.decode(body), Metadata.from_fields(value["metadata"]), str(value["status"]))
+            if digest_of(body) != value["body"]:
+                return None
+            seen = frozenset(checked_digest(content) for content in value["seen"])
+            metadata, status = Metadata.from_fields(value["metadata"]), str(value["status"])
+            base = Base(checked_digest(value["base"]), metadata, status, seen, body)
             return checked_digest(value["content"]), str(value["target"]), base
         except (FileNotFoundError, ValueError, KeyError, TypeError, Damaged):
             return None

@@ -82,6 +82,24 @@ class _Both:
     there: Record | None
     have: Scan | None
     base: Base | None
+    told: Base | None
+
+    @property
+    def wanted(self) -> Manifest | None:
+        """The source's manifest, also where it was left out because a base has it; None where it cannot be had."""
+        return _manifest(self.want, self.told, self.base)
+
+    @property
+    def untouched(self) -> bool:
+        """Is everything on both sides as the base says? Then nothing needs to be decoded to know so."""
+        base, have, there = self.base, self.have, self.there
+        if base is None or have is None or there is None:
+            return False
+        same_files = self.want.content == have.content == base.content and have.settled
+        same_words = self.record.metadata == there.metadata == base.metadata
+        same_status = self.record.summary.status == there.summary.status == base.status
+        plain = not (self.want.rivals or have.rivals or self.want.aim or self.want.problems)
+        return same_files and same_words and same_status and plain
 
 
 class Sync:
@@ -143,18 +161,19 @@ class Sync:
             other = there.get(record.run)
             bases[record.run] = self._bases.load(record.run, other.content if other else None) if other else None
         known = {run: _contents(base) for run, base in bases.items()}
-        wants = {scan.run: _filled(scan, bases[scan.run]) for scan in self._source.manifests(known)}
+        wants = {scan.run: scan for scan in self._source.manifests(known)}
         present = {run: {*known[run], scan.content} for run, scan in wants.items() if run in there}
         haves = {scan.run: scan for scan in self._target.manifests(present)}
         for record in records:
             run = record.run
-            want, have, base = wants.get(run), haves.get(run), bases[run]
+            want, have, base, told = wants.get(run), haves.get(run), bases[run], bases[run]
             if want is None:
-                yield _Both(record, Scan(run, _NO_CONTENT, None, problems=(_gone(run),)), None, None, None)
+                yield _Both(record, Scan(run, _NO_CONTENT, None, problems=(_gone(run),)), None, None, None, None)
                 continue
-            if have is not None and (base is None or have.content != base.manifest.content):
+            if have is not None and (base is None or have.content != base.content):
                 base = self._bases.load(run, have.content)
-            yield _Both(record, want, there.get(run) if have else None, have, base if have else None)
+            other = there.get(run) if have else None
+            yield _Both(record, want, other, have, _trusted(base, record, other) if other else None, told)
 
     # -- decide
 
@@ -170,8 +189,11 @@ class Sync:
 
     def _intent(self, both: _Both, problems: list[Problem]) -> Intent | None:
         run, want, have = both.record.run, both.want, both.have
-        wanted = _manifest(want, both.base, None)
-        there = NOTHING if have is None else _manifest(have, both.base, wanted)
+        if both.untouched:
+            self._outcome.same += 1
+            return None
+        wanted = both.wanted
+        there = NOTHING if have is None else _manifest(have, both.told, both.base) or _same_as(have, wanted)
         if wanted is None or there is None:
             problems += have.problems if have is not None else ()
             return None
@@ -181,6 +203,8 @@ class Sync:
             )
             return None
         problems += _rivalry(run, want.rivals)
+        if have is not None and have.content in want.rivals and self._options.policy.resolve is None:
+            return None  # one of the versions in conflict is the target's own
         if have is not None and have.rivals and self._options.policy.resolve is None:
             problems += _rivalry(run, have.rivals)
             return None
@@ -194,7 +218,8 @@ class Sync:
         base = both.base.manifest if both.base is not None else None
         if both.have is not None and both.have.aim is not None:
             base = continued(base, there, *both.have.aim)
-            self._bases.save(both.record.run, replace(both.base or _NO_BASE, manifest=base))
+            if not self._options.dry_run:
+                self._bases.save(both.record.run, _arrived(both, base))
         policy = self._options.policy
         if any(problem.reason not in _DELIVERED for problem in both.want.problems):
             policy = replace(policy, delete=False)  # what could not be read is not gone
@@ -242,10 +267,11 @@ class Sync:
             plan, files = Plan((), (), ()), False
             alive = (Problem(record.run, None, ALIVE, "it is running there; its files are left alone"),)
         result = apply(plan, there)
-        after = Base(
+        after = Base.of(
             noted(agreed(base, result, wanted), wanted, plan.conceded),
             agreed_metadata(shared, metadata, record.metadata),
             record.summary.status,
+            {result.content, wanted.content},
         )
         if not files and metadata == was and not _status_news(both):
             if alive:
@@ -317,22 +343,33 @@ class Sync:
 
 
 _NO_CONTENT = Digest("")
-_NO_BASE = Base(NOTHING, NO_METADATA, "")
 
 
 def _contents(base: Base | None) -> tuple[Digest, ...]:
-    return (base.manifest.content,) if base is not None else ()
+    return (base.content,) if base is not None else ()
 
 
-def _filled(scan: Scan, base: Base | None) -> Scan:
-    """With the manifest that was left out because this base has it, for another base may take its place."""
-    return replace(scan, manifest=_manifest(scan, base, None))
+def _manifest(scan: Scan, *bases: Base | None) -> Manifest | None:
+    """The manifest of a scan, also where it was left out because a base has it; None where it cannot be had."""
+    if scan.manifest is not None:
+        return scan.manifest
+    return next((base.manifest for base in bases if base is not None and base.content == scan.content), None)
 
 
-def _manifest(scan: Scan, base: Base | None, other: Manifest | None) -> Manifest | None:
-    """The manifest of a scan, also where it was left out because it is known here; None where it cannot be had."""
-    candidates = (scan.manifest, base.manifest if base is not None else None, other)
-    return next((found for found in candidates if found is not None and found.content == scan.content), None)
+def _same_as(scan: Scan, other: Manifest | None) -> Manifest | None:
+    return other if other is not None and other.content == scan.content else None
+
+
+def _trusted(base: Base | None, *records: Record) -> Base | None:
+    """No base where a side's history knows nothing of it: it went back in time, and what it lacks was not removed."""
+    histories = [record.history for record in records if record.history is not None]
+    return base if base is not None and all(history & base.seen for history in histories) else None
+
+
+def _arrived(both: _Both, manifest: Manifest) -> Base:
+    """The base that a commit which never ended left behind."""
+    base = both.base or Base.of(NOTHING, NO_METADATA, "")
+    return Base.of(manifest, base.metadata, base.status, {*base.seen, both.want.content})
 
 
 def _status_news(both: _Both) -> bool:

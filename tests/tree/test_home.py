@@ -292,8 +292,8 @@ def test_an_unreadable_note_still_says_that_one_did_not_end(home, data):
 
 ONE, TWO = Content({b"a": b"1"}).manifest, Content({b"a": b"2"}).manifest
 HERE, THERE, LATER = "0" * 32, "1" * 32, "2" * 32
-BASE = Base(ONE, Metadata("label", frozenset(["ü"])), "completed")
-NEXT = Base(TWO, NO_METADATA, "running")
+BASE = Base.of(ONE, Metadata("label", frozenset(["ü"])), "completed")
+NEXT = Base.of(TWO, NO_METADATA, "running")
 
 
 def test_a_base_is_what_was_saved(home):
