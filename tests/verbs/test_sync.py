@@ -21,6 +21,7 @@ from guildsync.errors import (
     MISSING,
     TORN,
     Damaged,
+    GuildsyncError,
     NotFound,
 )
 from guildsync.model.manifest import digest_of
@@ -874,3 +875,49 @@ def test_a_store_that_vanished_removes_nothing(tmp_path: Path, folder: str) -> N
     done(b.push(), 1)  # into a new one
     done(a.pull(), 0)
     agree(a, b)
+
+
+# -- stores that are not what they were
+
+
+def test_a_store_that_went_back_in_time_undoes_nothing(tmp_path: Path, folder: str) -> None:
+    a, b = shared(tmp_path, folder)
+    older = tmp_path / "older"
+    shutil.copytree(tmp_path / "store", older)
+    (a.run(RUN) / "train.py").write_bytes(b"newer\n")
+    done(a.push(), 1)
+    done(b.pull(), 1)
+    shutil.rmtree(tmp_path / "store")
+    older.rename(tmp_path / "store")
+    in_conflict(b.pull(), RUN, "train.py")
+    assert (b.run(RUN) / "train.py").read_bytes() == b"newer\n"
+    in_conflict(a.push(), RUN, "train.py")
+    done(a.push("source"), 1)
+    agree(a, b)
+
+
+def test_a_home_whose_version_is_in_conflict_keeps_it(tmp_path: Path, folder: str) -> None:
+    a, b = shared(tmp_path, folder)
+    shutil.copytree(tmp_path / "store", tmp_path / "aside")
+    (a.run(RUN) / "train.py").write_bytes(b"of a\n")
+    (b.run(RUN) / "train.py").write_bytes(b"of b\n")
+    done(a.push(), 1)
+    unaware = Person(b.home, f"file://{tmp_path}/aside")
+    done(unaware.push(), 1)
+    shutil.copytree(tmp_path / "aside", tmp_path / "store", dirs_exist_ok=True)  # the two did not see each other
+    for each, mine in ((a, b"of a\n"), (b, b"of b\n")):
+        in_conflict(each.pull(), RUN, None)
+        assert (each.run(RUN) / "train.py").read_bytes() == mine
+        in_conflict(each.push(), RUN, None)
+    done(b.push("source"), 1)
+    done(a.pull(), 1)
+    agree(a, b)
+    assert (a.run(RUN) / "train.py").read_bytes() == b"of b\n"
+
+
+def test_a_store_of_another_format_is_refused(tmp_path: Path, folder: str) -> None:
+    shared(tmp_path, folder, "a")
+    (tmp_path / "store" / "guildsync.json").write_text('{"format":2}')
+    (newcomer,) = people(tmp_path, folder, "n")
+    with pytest.raises(GuildsyncError, match="format 2"):
+        newcomer.pull()
