@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from guildsync import config as configuration
@@ -16,7 +16,7 @@ from guildsync.model.run import Record
 from guildsync.model.select import Filters, newest_first, select
 from guildsync.remotes import Home, Remote, bases, open_remote, opened_home
 from guildsync.verbs import lifecycle
-from guildsync.verbs.lifecycle import Verified
+from guildsync.verbs.lifecycle import Files, Verified
 from guildsync.verbs.outcome import Outcome, Progress
 from guildsync.verbs.sync import Options, Sync
 
@@ -24,6 +24,7 @@ __all__ = [
     "LOCAL",
     "Choice",
     "Context",
+    "Files",
     "Filters",
     "Options",
     "Outcome",
@@ -94,17 +95,23 @@ class Context:
                 found[name] = exc
         return found
 
-    def push(self, remote: str, options: Options = Options(), progress: Progress | None = None) -> Outcome:
-        """Deliver runs of the home to a remote. What could not be delivered is in the outcome's problems."""
+    def push(
+        self, remote: str, options: Options = Options(), progress: Progress | None = None, *, rehash: bool = False
+    ) -> Outcome:
+        """Deliver runs of the home to a remote. What could not be delivered is in the outcome's problems. `rehash`:
+        read all files, whatever the stat cache says of them."""
         there = self.remote(remote)
-        with self._here(there) as source, self._opened(there) as target:
+        with self._here(there, rehash) as source, self._opened(there, rehash) as target:
             _require(source, self.home.text)
             return self._sync(source, target, replace(options, origin=LOCAL), progress)
 
-    def pull(self, remote: str, options: Options = Options(), progress: Progress | None = None) -> Outcome:
-        """Deliver runs of a remote to the home. What could not be delivered is in the outcome's problems."""
+    def pull(
+        self, remote: str, options: Options = Options(), progress: Progress | None = None, *, rehash: bool = False
+    ) -> Outcome:
+        """Deliver runs of a remote to the home. What could not be delivered is in the outcome's problems. `rehash`:
+        read all files, whatever the stat cache says of them."""
         there = self.remote(remote)
-        with self._opened(there) as source, self._here(there) as target:
+        with self._opened(there, rehash) as source, self._here(there, rehash) as target:
             _require(source, there.where)
             return self._sync(source, target, replace(options, origin=there.name), progress)
 
@@ -116,6 +123,15 @@ class Context:
         with self._opened(there) as replica:
             _require(replica, there.where)
             return choice(list(replica.runs(deleted, sizes)))
+
+    @contextmanager
+    def look(self, remote: str = LOCAL, choice: Choice = Choice(("@latest",))) -> Iterator[Files]:
+        """The files of one run where it lies; they can be read until the end of the `with`. Raises NotFound, Usage
+        where several are chosen, Damaged."""
+        there = self.remote(remote)
+        with self._opened(there) as replica:
+            _require(replica, there.where)
+            yield lifecycle.look(replica, choice)
 
     def verify(self, remote: str, choice: Choice = Choice(), *, quick: bool = False) -> Verified:
         """Do all bytes match their digests, as a client without any cache finds them?"""
@@ -132,13 +148,13 @@ class Context:
     def _sync(self, source: Replica, target: Replica, options: Options, progress: Progress | None) -> Outcome:
         return Sync(source, target, bases(self.home, source, target), options, progress).run()
 
-    def _opened(self, remote: Remote) -> AbstractContextManager[Replica]:
+    def _opened(self, remote: Remote, rehash: bool = False) -> AbstractContextManager[Replica]:
         if remote.name == LOCAL:
-            return opened_home(self.home)
-        return remote.opened(self.home, self.warn)
+            return opened_home(self.home, rehash=rehash)
+        return remote.opened(self.home, self.warn, rehash=rehash)
 
-    def _here(self, other: Remote) -> AbstractContextManager[Replica]:
-        return opened_home(self.home, other.config.keep_env)
+    def _here(self, other: Remote, rehash: bool) -> AbstractContextManager[Replica]:
+        return opened_home(self.home, other.config.keep_env, rehash)
 
 
 def _require(replica: Replica, where: str) -> None:

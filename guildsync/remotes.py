@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from guildsync.attributes import AttributedTree
 from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote
+from guildsync.cutting import content_cut
 from guildsync.errors import Usage, without_secrets
 from guildsync.model.ports import Bases, Reads, Replica
+from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home, HomeBases, HomeCache
 from guildsync.tree.tree import Tree
 
@@ -44,11 +46,13 @@ class Remote:
         return _files(self.config).fs
 
     @contextmanager
-    def opened(self, home: Home, warn: Warn = lambda _: None, fresh: bool = False) -> Iterator[Replica]:
+    def opened(
+        self, home: Home, warn: Warn = lambda _: None, fresh: bool = False, rehash: bool = False
+    ) -> Iterator[Replica]:
         """The remote's replica, closed at the end. `home` keeps what is cached of it; `fresh`: as a client without
-        any cache would see it."""
+        any cache would see it; `rehash`: all files of a tree are read."""
         if self.layout == "tree":
-            tree = Tree(Home(_path(self.config)), self.config.keep_env)
+            tree = Tree(Home(_path(self.config)), self.config.keep_env, _cut, rehash)
             try:
                 yield AttributedTree(tree)
             finally:
@@ -78,13 +82,18 @@ def open_remote(config: RemoteConfig) -> Remote:
 
 
 @contextmanager
-def opened_home(home: Home, keep_env: bool = False) -> Iterator[Replica]:
-    """The local home as a replica. `keep_env`: captured environments are seen as they are."""
-    tree = Tree(home, keep_env)
+def opened_home(home: Home, keep_env: bool = False, rehash: bool = False) -> Iterator[Replica]:
+    """The local home as a replica. `keep_env`: captured environments are seen as they are; `rehash`: all is read."""
+    tree = Tree(home, keep_env, _cut, rehash)
     try:
         yield AttributedTree(tree)
     finally:
         tree.close()
+
+
+def _cut(fd: int, start: int, stop: int) -> Iterable[Buffer]:
+    """Content-defined parts where the package for it is, looked for when the first large file is hashed."""
+    return (content_cut() or even)(fd, start, stop)
 
 
 def bases(home: Home, one: Reads, other: Reads) -> Bases:
@@ -110,6 +119,7 @@ def _files(config: RemoteConfig) -> Any:
             config.storage_class,
             config.sse,
             config.local_env,
+            config.engine,
         )
         return fs.open_s3(where)
     if isinstance(config, FsspecRemote):

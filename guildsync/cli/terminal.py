@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from guildsync.cli.words import NOTED, problem_line, shown
-from guildsync.errors import Problem
+from guildsync.cli.words import NOTED, clipped, problem_line, shown
+from guildsync.errors import GuildsyncError, Problem
 
+_COLUMNS = 80
 _STYLES = {"error": "1;31", "warning": "33", "hint": "36"}
 
 
@@ -26,6 +27,33 @@ class Terminal:
     def data(self, text: str) -> None:
         """A line, or several, of what the command was asked for."""
         _write(sys.stdout, text)
+
+    def raw(self, data: bytes) -> bool:
+        """Bytes as they are, to stdout. False: nobody reads them, and more are not worth having."""
+        stream = sys.stdout
+        if stream is None or stream.closed:
+            return False
+        try:
+            stream.flush()
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        except BrokenPipeError:
+            _turn_away(stream)
+            return False
+        except OSError as exc:
+            raise GuildsyncError(f"standard output cannot be written: {exc.strerror}") from exc
+        return True
+
+    def line(self, text: str | None) -> None:
+        """A line on stderr that the next one replaces; None: it goes away. Raises OSError."""
+        words = clipped(shown(text), _columns_of(sys.stderr) - 1) if text is not None else ""
+        sys.stderr.write(f"\r\x1b[K{words}")
+        sys.stderr.flush()
+
+    @property
+    def has_line(self) -> bool:
+        """Does anybody look at stderr, and can a line there be replaced?"""
+        return not self.quiet and _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
 
     def document(self, value: Any) -> None:
         """JSON that is exact and harmless: all that is not ASCII is escaped."""
@@ -112,6 +140,19 @@ def _write(stream: TextIO | None, text: str | None) -> None:
             stream.write(f"{text}\n")
         stream.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        _turn_away(stream)
+
+
+def _turn_away(stream: TextIO) -> None:
+    """What is still written to a pipe that nobody reads goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _columns_of(stream: TextIO) -> int:
+    """How wide the terminal is now."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    except (OSError, ValueError):
+        return _COLUMNS

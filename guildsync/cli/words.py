@@ -81,6 +81,10 @@ def number(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def octal(mode: int) -> str:
+    return f"{mode:03o}"
+
+
 def seconds(span: float) -> str:
     if span < 60:
         return f"{span:.1f} s"

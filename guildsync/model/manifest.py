@@ -18,7 +18,7 @@ FILE, DIRECTORY, LINK = "file", "dir", "link"
 
 FORMAT = 1
 PART_SIZE = 1 << 20
-"""A file above this many bytes is kept as parts of (for now exactly) this size."""
+"""A file above this many bytes is kept as parts; they are of about this size."""
 MAX_OBJECT = 4 << 20
 """No object is larger, manifests excepted: one fits into a frame and into memory."""
 MAX_ENTRIES = 5_000_000

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
 
-CONNECT_TIMEOUT = 10
-READ_TIMEOUT = 30
+SLOWEST = 128 << 10
+"""Bytes a second that a connection must do at least: each file gets that much more time by its size."""
 
+_CODE_OF_S3 = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 _ENDINGS_OF_AUTHENTICATION = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: to connect, without a byte until a read is tried anew, and for one call with all that is tried anew."""
+
+    connect: float = 10
+    read: float = 30
+    total: float = 150
+
+
+PATIENCE = Patience()
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,9 @@ class Provider:
     ascending: bool = False
     local: bool = False
 
+
+_BEYOND_OBSTORE = ("AWS_ENDPOINT", "AWS_CA_BUNDLE", "AWS_USE_", "AWS_SKIP_", "AWS_S3_")
+"""Beginnings of variables of the environment that change what s3fs does, but not in the same way what obstore does."""
 
 _OBJECT_STORE = Provider(whole_put=True, ascending=True)
 _PROVIDERS = {
@@ -49,9 +69,10 @@ class Files:
     GuildsyncError. All methods may be called from several threads.
     """
 
-    def __init__(self, fs: Any, root: str, where: str, provider: Provider) -> None:
-        """`where` is the store's place in words for people."""
+    def __init__(self, fs: Any, root: str, where: str, provider: Provider, total: float = PATIENCE.total) -> None:
+        """`where` is the store's place in words for people, `total` the seconds that a call may take at most."""
         self.fs = fs
+        self._total = total
         self.root = root.rstrip("/") or root
         self.where = where
         self.provider = provider
@@ -63,7 +84,7 @@ class Files:
         with self._translated(directory):
             self.fs.invalidate_cache(path)
             try:
-                found = self.fs.find(path, detail=True).values() if deep else self.fs.ls(path, detail=True)
+                found = self._call("find", path, detail=True).values() if deep else self._call("ls", path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
             top = self.root.lstrip("/") + "/"
@@ -76,19 +97,19 @@ class Files:
     def get(self, name: str) -> bytes:
         """All of a file; raises Absent."""
         with self._translated(name):
-            return bytes(self.fs.cat_file(self._path(name)))
+            return bytes(self._call("cat_file", self._path(name)))
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a file, fewer at its end; raises Absent."""
         with self._translated(name):
-            return bytes(self.fs.cat_file(self._path(name), start=start, end=stop))
+            return bytes(self._call("cat_file", self._path(name), size=stop - start, start=start, end=stop))
 
     def put(self, name: str, data: bytes) -> None:
         """Make a file whole and durable, or leave nothing under its name. Putting the same bytes again is harmless."""
         path = self._path(name)
         with self._translated(name):
             if self.provider.whole_put:
-                self.fs.pipe_file(path, data)
+                self._call("pipe_file", path, data, size=len(data))
                 return
             directory = path.rpartition("/")[0]
             self.fs.makedirs(directory, exist_ok=True)
@@ -100,7 +121,7 @@ class Files:
         """Remove one file; one that is not there is no error."""
         try:
             with self._translated(name):
-                self.fs.rm_file(self._path(name))
+                self._call("rm_file", self._path(name))
         except Absent:
             pass
 
@@ -112,13 +133,31 @@ class Files:
         bucket = self.root.partition("/")[0]
         with self._translated(bucket):
             try:
-                self.fs.ls(bucket, detail=False)
+                self._call("ls", bucket, detail=False)
             except FileNotFoundError as exc:
                 hint = "guildsync never makes a bucket: check the name, or make it first"
                 raise NotFound(f"there is no bucket {bucket!r} ({self.where})", hint) from exc
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+    def _call(self, method: str, *args: Any, size: int = 0, **options: Any) -> Any:
+        """One call of the filesystem. Where it can be given up it is, when its time is over or on Ctrl-C; what then
+        became of a put nobody knows."""
+        if not getattr(self.fs, "async_impl", False):
+            return getattr(self.fs, method)(*args, **options)
+        import asyncio  # the filesystem has it already; what is local starts without
+
+        call = asyncio.run_coroutine_threadsafe(getattr(self.fs, f"_{method}")(*args, **options), self.fs.loop)
+        seconds = self._total + size / SLOWEST
+        try:
+            return call.result(seconds)
+        except StillRunning as exc:
+            if call.done():
+                raise
+            raise TimeoutError(f"no answer within {seconds:.0f} s") from exc
+        finally:
+            call.cancel()
 
     def _write(self, path: str, data: bytes) -> None:
         with self.fs.open(path, "wb") as file:
@@ -152,22 +191,32 @@ class Files:
 
 
 def _translation(where: str, exc: Exception) -> GuildsyncError:
-    text = str(exc).strip() or type(exc).__name__
     kind = type(exc).__name__
-    if isinstance(exc, PermissionError) or any(code in text for code in _ENDINGS_OF_AUTHENTICATION):
+    text = _words(exc)
+    denied = isinstance(exc, PermissionError) or kind in ("PermissionDeniedError", "UnauthenticatedError")
+    if denied or any(code in text for code in _ENDINGS_OF_AUTHENTICATION):
         return Refused(f"{where} refused: {text}", "check the credentials and what they allow")
     if "Credential" in kind or kind in ("ProfileNotFound", "TokenRetrievalError"):
         return Refused(f"{where}: {text}", "set AWS_PROFILE or the remote's `profile`, or log in first")
     if isinstance(exc, (ConnectionError, TimeoutError)) or "Timeout" in kind or "Connect" in kind or "Endpoint" in kind:
         return Unreachable(f"{where} cannot be reached: {text}", "check the network and the address; then try again")
-    if isinstance(exc, OSError):
+    if isinstance(exc, OSError) or kind == "GenericError":  # obstore's, for whatever HTTP brought
         return Unreachable(f"{where}: {text}")
     return GuildsyncError(f"{where}: {kind}: {text}")
 
 
+def _words(exc: Exception) -> str:
+    """What an exception says, without the addresses and the XML that obstore adds."""
+    text = str(exc).strip() or type(exc).__name__
+    found = _CODE_OF_S3.search(text)
+    if found:
+        return ": ".join(word for word in found.groups() if word)
+    return text.partition("\n")[0]
+
+
 @dataclass(frozen=True)
 class S3:
-    """How to reach an S3 bucket; None leaves it to the usual AWS chain."""
+    """How to reach an S3 bucket; None leaves it to the usual AWS chain. `engine` is auto, obstore or s3fs."""
 
     bucket: str
     root: str = ""
@@ -177,40 +226,149 @@ class S3:
     storage_class: str | None = None
     sse: str | None = None
     environment: Mapping[str, str] | None = None
+    engine: str = "auto"
 
 
-def open_s3(where: S3) -> Files:
-    """Files of a bucket, by s3fs. Asks nothing of the server yet."""
+@dataclass(frozen=True)
+class Keys:
+    """Credentials that hold as they are, and the region that goes with them."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+    region: str | None = None
+
+
+_PLAIN_KEYS = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token", "region", "output", "cli_pager"}
+"""A profile that says more than this is boto's to understand: roles, SSO, processes, endpoints, `s3 = ...`."""
+
+
+def keys_at_hand(profile: str | None, env: Mapping[str, str]) -> Keys | None:
+    """The keys that boto would find, where it would find them in the environment or in a profile of keys alone."""
+    region = env.get("AWS_DEFAULT_REGION")
+    if profile is None:
+        access_key, secret_key = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
+        if access_key and secret_key:
+            return Keys(access_key, secret_key, env.get("AWS_SESSION_TOKEN") or env.get("AWS_SECURITY_TOKEN"), region)
+        if access_key or secret_key or "AWS_WEB_IDENTITY_TOKEN_FILE" in env:
+            return None
+        profile = env.get("AWS_DEFAULT_PROFILE") or env.get("AWS_PROFILE") or "default"
+    config = _section(env.get("AWS_CONFIG_FILE", "~/.aws/config"), f"profile {profile}", profile)
+    credentials = _section(env.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), profile)
+    if config is None or credentials is None or not (config.keys() | credentials.keys()) <= _PLAIN_KEYS:
+        return None
+    for section in (credentials, config):  # boto never mixes the two
+        access_key, secret_key = section.get("aws_access_key_id"), section.get("aws_secret_access_key")
+        if access_key and secret_key:
+            token = section.get("aws_session_token")
+            return Keys(access_key, secret_key, token or None, region or config.get("region"))
+    return None
+
+
+def _section(path: str, *names: str) -> Mapping[str, str] | None:
+    """The first of these sections, empty where there is none; None where the file cannot be read."""
+    import configparser
+
+    parser = configparser.RawConfigParser(default_section="")
+    try:
+        parser.read(os.path.expanduser(path), encoding="utf-8")
+    except (OSError, ValueError, configparser.Error):
+        return None
+    return next((dict(parser[name]) for name in names if parser.has_section(name)), {})
+
+
+def open_s3(where: S3, patience: Patience = PATIENCE) -> Files:
+    """Files of a bucket. Asks nothing of the server yet.
+
+    obstore starts several times faster than s3fs, but of credentials it knows keys alone and asks the machine's
+    metadata for all others; so `auto` takes it where the keys are at hand and nothing else is asked for that
+    only s3fs can.
+    """
+    root = f"{where.bucket}/{where.root.strip('/')}".rstrip("/")
+    with _environment(where.environment or {}):
+        keys = None if where.engine == "s3fs" else keys_at_hand(where.profile, os.environ)
+        lacking = "the remote's `engine`" if where.engine == "s3fs" else _lacking(where, keys)
+        if where.engine == "obstore" and (keys is None or not _plain(where.root) or find_spec("obstore") is None):
+            raise Usage(f"s3:{root}: obstore cannot open this: {lacking}", "set `engine: auto`")
+        if keys is not None and (where.engine == "obstore" or lacking is None):
+            fs = _obstore(where, keys, patience)
+        else:
+            fs = _s3fs(where, patience)
+    return Files(fs, root, f"s3:{root}", _PROVIDERS["s3"], patience.total)
+
+
+def _lacking(where: S3, keys: Keys | None) -> str | None:
+    """Why obstore would not do what s3fs does for this bucket; None where it would."""
+    if find_spec("obstore") is None:
+        return "it is not installed (it needs Python 3.11)"
+    if keys is None:
+        return "there are no keys in the environment, nor in a profile of keys alone"
+    if not _plain(where.root):
+        return "it would write names below this root in another way"
+    if not where.region and not where.endpoint_url:
+        return "it does not look for the bucket's region"
+    foreign = sorted(name for name in os.environ if name.startswith(_BEYOND_OBSTORE))
+    return f"it does not heed {foreign[0]}" if foreign else None
+
+
+def _plain(root: str) -> bool:
+    parts = root.strip("/").split("/")
+    return not root.strip("/") or all(re.fullmatch(r"[0-9A-Za-z._-]+", part) and part.strip(".") for part in parts)
+
+
+def _obstore(where: S3, keys: Keys, patience: Patience) -> Any:
+    from guildsync.store.engines import ObstoreFileSystem
+
+    config = {"region": where.region or keys.region or "us-east-1"}
+    if where.endpoint_url:
+        config["endpoint"] = where.endpoint_url
+    if where.sse:
+        config["server_side_encryption"] = where.sse
+    return ObstoreFileSystem(
+        keys,
+        config,
+        patience=patience,
+        storage_class=where.storage_class,
+        spare=partial(_s3fs_with, where, keys, patience),
+    )
+
+
+def _s3fs_with(where: S3, keys: Keys, patience: Patience) -> Any:
+    return _s3fs(where, patience, key=keys.access_key, secret=keys.secret_key, token=keys.token)
+
+
+def _s3fs(where: S3, patience: Patience, **keys: str | None) -> Any:
     from s3fs import S3FileSystem
 
     config: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT,
-        "read_timeout": READ_TIMEOUT,
+        "connect_timeout": patience.connect,
+        "read_timeout": patience.read,
         "retries": {"mode": "standard", "total_max_attempts": 5},
     }
     if where.endpoint_url:
         config |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
     extra = {"StorageClass": where.storage_class, "ServerSideEncryption": where.sse}
-    with _environment(where.environment or {}):
-        fs = S3FileSystem(
-            profile=where.profile,
-            endpoint_url=where.endpoint_url,
-            client_kwargs={"region_name": where.region} if where.region else {},
-            config_kwargs=config,
-            s3_additional_kwargs={name: value for name, value in extra.items() if value},
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            max_concurrency=1,  # else every whole get asks for the size first
-        )
-        try:
-            fs.connect()
-        except Exception as exc:
-            raise _translation(f"s3:{where.bucket}", exc) from exc
-    root = f"{where.bucket}/{where.root.strip('/')}".rstrip("/")
-    return Files(fs, root, f"s3:{root}", _PROVIDERS["s3"])
+    fs = S3FileSystem(
+        profile=None if keys else where.profile,
+        endpoint_url=where.endpoint_url,
+        client_kwargs={"region_name": where.region} if where.region else {},
+        config_kwargs=config,
+        s3_additional_kwargs={name: value for name, value in extra.items() if value},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        max_concurrency=1,  # else every whole get asks for the size first
+        **keys,
+    )
+    if keys:
+        return fs  # made where waiting for `connect` would be waiting for itself
+    try:
+        fs.connect()
+    except Exception as exc:
+        raise _translation(f"s3:{where.bucket}", exc) from exc
+    return fs
 
 
-def open_url(url: str, options: Mapping[str, Any] | None = None) -> Files:
+def open_url(url: str, options: Mapping[str, Any] | None = None, patience: Patience = PATIENCE) -> Files:
     """Files below any fsspec URL; `options` are the filesystem's own (its `storage_options`)."""
     from fsspec.core import url_to_fs
 
@@ -225,7 +383,7 @@ def open_url(url: str, options: Mapping[str, Any] | None = None) -> Files:
         raise _translation(where, exc) from exc
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
     provider = next((_PROVIDERS[name] for name in protocols if name in _PROVIDERS), Provider())
-    return Files(fs, root, where, provider)
+    return Files(fs, root, where, provider, patience.total)
 
 
 @contextmanager

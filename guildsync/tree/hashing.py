@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from guildsync.model.manifest import PART_SIZE, Digest, Entry, Part
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+Buffer = Union[bytes, memoryview]
+Cut = Callable[[int, int, int], Iterable[Buffer]]
+"""(descriptor, start, stop) -> the bytes between as consecutive pieces, each to be a part; fewer where the file is
+shorter. No piece is larger than an object may be, and each may be spoilt by asking for the next."""
+
+SHORT_PART = 256 << 10
+"""Parts below this come from growth in small steps."""
 
 _ATTEMPTS = 3
 _SHORT_PARTS = 16
@@ -39,19 +47,21 @@ def hash_bytes(data: bytes, mtime_ns: int) -> Hashed:
     return Hashed(len(data), Digest(hashlib.sha256(data).hexdigest()), tuple(parts), mtime_ns)
 
 
-def hash_file(fd: int, before: Optional[Entry] = None) -> Hashed:
+def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None) -> Hashed:
     """The file behind `fd`. One that only grew meanwhile is taken as the prefix it had; raises Torn for any other
     change in each of three readings.
 
     `before` is what the file was: where it begins with that still, it keeps its parts and gets some for its tail.
+    `cut` says where parts end, else they are of equal size.
     """
+    cut = cut or even
     for _ in range(_ATTEMPTS):
         now = os.fstat(fd)
-        first = _hash(fd, now.st_size, before)
+        first = _hash(fd, now.st_size, before, cut)
         after = os.fstat(fd)
         if first is None:
             continue
-        if _unchanged(now, after) or (after.st_size >= now.st_size and _hash(fd, now.st_size, before) == first):
+        if _unchanged(now, after) or (after.st_size >= now.st_size and _hash(fd, now.st_size, before, cut) == first):
             return Hashed(now.st_size, first[0], first[1], now.st_mtime_ns)
     raise Torn
 
@@ -70,40 +80,46 @@ def _unchanged(one: os.stat_result, other: os.stat_result) -> bool:
     return (one.st_size, one.st_mtime_ns, one.st_ctime_ns) == (other.st_size, other.st_mtime_ns, other.st_ctime_ns)
 
 
-def _hash(fd: int, size: int, before: Optional[Entry]) -> Optional[Tuple[Digest, Tuple[Part, ...]]]:
+def even(fd: int, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes of a file in pieces of equal size; fewer where it is shorter (see `Cut`)."""
+    for offset in range(start, stop, PART_SIZE):
+        size = min(PART_SIZE, stop - offset)
+        piece = os.pread(fd, size, offset)
+        while len(piece) < size:
+            more = os.pread(fd, size - len(piece), offset + len(piece))
+            if not more:
+                break
+            piece += more
+        yield piece
+
+
+def _hash(fd: int, size: int, before: Optional[Entry], cut: Cut) -> Optional[Tuple[Digest, Tuple[Part, ...]]]:
     """Digest and parts of the first `size` bytes; None where the file is shorter."""
     kept = tuple(Part(found.digest, found.size) for found in before.objects()) if before is not None else ()
     start = before.size if before is not None and before.size <= size and not _crumbled(kept) else 0
     whole = hashlib.sha256()
-    if start and not _read_into(fd, whole, 0, start):
-        return None
+    count = _add(whole, even(fd, 0, start))
     if start and before is not None and whole.hexdigest() != before.digest:
-        return _hash(fd, size, None)
+        return _hash(fd, size, None, cut)
+    parts: List[Part] = []
     if size <= PART_SIZE:
-        return (Digest(whole.hexdigest()), ()) if _read_into(fd, whole, start, size - start) else None
-    parts: List[Part] = list(kept) if start else []
-    for offset in range(start, size, PART_SIZE):
-        part = hashlib.sha256()
-        if not _read_into(fd, whole, offset, min(PART_SIZE, size - offset), part):
-            return None
-        parts.append(Part(Digest(part.hexdigest()), min(PART_SIZE, size - offset)))
-    return Digest(whole.hexdigest()), tuple(parts)
+        count += _add(whole, even(fd, start, size))
+    else:
+        parts += kept if start else ()
+        for piece in cut(fd, start, size):
+            count += _add(whole, [piece])
+            parts.append(Part(Digest(hashlib.sha256(piece).hexdigest()), len(piece)))
+    return (Digest(whole.hexdigest()), tuple(parts)) if count == size else None
 
 
 def _crumbled(parts: Tuple[Part, ...]) -> bool:
     """So many short parts that the file is better cut anew."""
-    return sum(1 for part in parts if part.size < PART_SIZE) > _SHORT_PARTS
+    return sum(1 for part in parts if part.size < SHORT_PART) > _SHORT_PARTS
 
 
-def _read_into(fd: int, whole: Hash, offset: int, size: int, part: Optional[Hash] = None) -> bool:
-    """Hash `size` bytes at `offset`; False where the file ends before."""
-    end = offset + size
-    while offset < end:
-        block = os.pread(fd, min(PART_SIZE, end - offset), offset)
-        if not block:
-            return False
-        whole.update(block)
-        if part is not None:
-            part.update(block)
-        offset += len(block)
-    return True
+def _add(whole: Hash, pieces: Iterable[Buffer]) -> int:
+    count = 0
+    for piece in pieces:
+        whole.update(piece)
+        count += len(piece)
+    return count

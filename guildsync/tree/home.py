@@ -171,6 +171,14 @@ class Home:
 
     # -- staging
 
+    def sweep(self) -> None:
+        """Remove what dead processes staged."""
+        for top in (self.state, os.path.join(self.runs, b".guildsync")):
+            try:
+                _sweep(os.path.join(top, b"staging"))
+            except OSError:
+                continue  # nothing was ever staged there, or it is not ours to remove
+
     def staging(self) -> Staging:
         """A new directory for bytes that nobody sees yet, on the filesystem of the runs. Leftovers of dead
         processes are removed."""

@@ -22,7 +22,7 @@ from guildsync.model.manifest import (
     parent,
 )
 from guildsync.tree.dirs import Descent, open_directory
-from guildsync.tree.hashing import Torn, hash_bytes, hash_file, read_file
+from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_file
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
 from guildsync.tree.statcache import SETTLED_NS, WRITTEN_BACK_NS, Known, Stamp, fingerprint, stamp_of
 
@@ -54,8 +54,10 @@ class Scanned:
 class View:
     """How the bytes of a run's files are seen: captured environments redacted, or (`keep_env`) as they are."""
 
-    def __init__(self, keep_env: bool = False) -> None:
+    def __init__(self, keep_env: bool = False, cut: Optional[Cut] = None) -> None:
+        """`cut` says where the parts of large files end, else they are of equal size."""
         self._redacted = frozenset() if keep_env else PATHS
+        self._cut = cut
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ class View:
                 data, info = self._read(fd)
                 hashed = hash_bytes(data, info.st_mtime_ns)
             else:
-                hashed = hash_file(fd, before)
+                hashed = hash_file(fd, before, self._cut)
         finally:
             os.close(fd)
         return file_entry(path, mode, hashed.size, hashed.digest, hashed.mtime_ns, hashed.parts)

@@ -25,7 +25,7 @@ from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Step,
 from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
-from guildsync.tree.hashing import Torn
+from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.home import Home
 from guildsync.tree.publish import create, cut_short, rewrite
 from guildsync.tree.scan import Scanned, View, open_file, scan
@@ -36,11 +36,15 @@ _SYNCERS = 8
 
 
 class Tree:
-    """A home as a replica (`model.ports.RawTree`). One instance serves one sync; `close` removes what it staged."""
+    """A home as a replica (`model.ports.RawTree`). One instance serves one sync; `close` removes what it staged.
+    `rehash`: every file is read, whatever the stat cache says of it."""
 
-    def __init__(self, home: Home, keep_env: bool = False) -> None:
+    def __init__(
+        self, home: Home, keep_env: bool = False, cut: Optional[Cut] = None, rehash: bool = False
+    ) -> None:
         self._home = home
-        self._view = View(keep_env)
+        self._rehash = rehash
+        self._view = View(keep_env, cut)
         self._scans: Dict[RunId, Scanned] = {}
         self._cache = StatCache(home, self._view.name)
         self._here: Optional[Dict[Digest, Want]] = None
@@ -83,6 +87,7 @@ class Tree:
                     os.close(fd)
 
     def manifests(self, known: Asked) -> Iterator[Scan]:
+        self._home.sweep()
         for run, contents in known.items():
             try:
                 fd = self._home.open_run(run)
@@ -114,7 +119,7 @@ class Tree:
 
     def _scan(self, run: RunId, fd: int, is_alive: bool) -> Scanned:
         cache = self._cache
-        known = cache.load(run)
+        known = None if self._rehash else cache.load(run)
         if known is not None and known.alive and not is_alive:
             known = known.only_hints()
         found = scan(run, fd, self._view, known, cache.now_ns if cache.usable else None)

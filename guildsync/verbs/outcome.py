@@ -67,16 +67,35 @@ def problem_row(problem: Problem) -> dict[str, Any]:
 
 
 class Progress:
-    """Told what happens while it does; this one is silent."""
+    """Told what happens while it does, it counts, and calls `seen` after each step. No count ever runs backwards: what
+    another round plans comes on top of what is done."""
+
+    def __init__(self, seen: Callable[[Progress], None] | None = None) -> None:
+        self.runs = self.files = self.size = 0
+        self.runs_done = self.bytes_done = 0
+        self._seen = seen
 
     def planned(self, runs: int, files: int, size: int) -> None:
         """Totals, before the first byte."""
+        self.runs = max(self.runs, self.runs_done + runs)
+        self.files = max(self.files, files)
+        self.size = max(self.size, self.bytes_done + size)
+        self._tell()
 
     def moved(self, size: int) -> None:
         """So many bytes more are accounted for."""
+        self.bytes_done += size
+        self.size = max(self.size, self.bytes_done)
+        self._tell()
 
     def committed(self, runs: Iterable[RunId]) -> None:
         """These runs are delivered for good."""
+        self.runs_done += len(list(runs))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._seen is not None:
+            self._seen(self)
 
 
 Clock = Callable[[], float]

@@ -274,8 +274,6 @@ class Sweep:
         assert self._contents() == {run: stored[run][0] for run in (SMALL, LARGE, TWIN)}
         context = self.person.context()
         assert context.verify(api.LOCAL, quick=True).problems == []
-        if not self.is_push and again.runs == 0:  # what stages nothing leaves the leftovers to what does
-            assert all(step.ok for step in context.check(api.LOCAL))
         for name in ("staging", "inflight"):
             left = self.person.home / ".guildsync" / name
             assert not left.exists() or os.listdir(left) == [], f"left in {name}: {os.listdir(left)}"
@@ -343,7 +341,7 @@ def sweep(server: Server, place: Place, choose: Callable[[tuple[Call, ...]], Ite
 
 
 @pytest.mark.parametrize(
-    ("begin", "stride"), [("push_new", 9), ("push_changed", 6), ("pull_new", 25), ("pull_changed", 12)]
+    ("begin", "stride"), [("push_new", 9), ("push_changed", 6), ("pull_new", 25), ("pull_changed", 20)]
 )
 def test_a_command_that_dies_leaves_old_or_new_in_a_folder(
     server: Server, tmp_path: Path, begin: str, stride: int
@@ -351,7 +349,7 @@ def test_a_command_that_dies_leaves_old_or_new_in_a_folder(
     sweep(server, Place(tmp_path, begin, None), partial(some, stride=stride))
 
 
-@pytest.mark.parametrize(("begin", "stride"), [("push_changed", 7), ("pull_new", 90)])
+@pytest.mark.parametrize(("begin", "stride"), [("push_changed", 12), ("pull_new", 150)])
 def test_a_command_that_dies_leaves_old_or_new_in_a_bucket(
     server: Server, seaweed: S3Server, tmp_path: Path, begin: str, stride: int
 ) -> None:
