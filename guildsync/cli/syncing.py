@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
 
 import typer
@@ -10,6 +11,7 @@ import typer
 import guildsync
 from guildsync.cli import words
 from guildsync.cli.options import Runs, Settings
+from guildsync.cli.progress import told
 from guildsync.cli.words import number, size
 from guildsync.errors import CONFLICT, Usage
 
@@ -28,27 +30,52 @@ Resolve = Annotated[
 ]
 
 
+Rehash = Annotated[bool, typer.Option("--rehash", help="Read all files: do not trust the times of unchanged ones.")]
+
+
 class _Verb(NamedTuple):
     now: str
+    going: str
     done: str
     preposition: str
 
 
-PUSH, PULL = _Verb("push", "Pushed", "to"), _Verb("pull", "Pulled", "from")
+PUSH, PULL = _Verb("push", "Pushing", "Pushed", "to"), _Verb("pull", "Pulling", "Pulled", "from")
 
 
-def push(ctx: typer.Context, remote: Place, runs: Runs = None, dry_run: DryRun = False, resolve: Resolve = None) -> int:
+def push(
+    ctx: typer.Context,
+    remote: Place,
+    runs: Runs = None,
+    dry_run: DryRun = False,
+    resolve: Resolve = None,
+    rehash: Rehash = False,
+) -> int:
     """Deliver runs of this home to a remote. All of them, where none is named."""
     settings: Settings = ctx.obj
     options = _options(settings, PUSH, runs, dry_run, resolve)
-    return _told(settings, settings.context().push(remote, options), PUSH, remote, options)
+    return _told(settings, _carried(settings, PUSH, remote, options, rehash), PUSH, remote, options)
 
 
-def pull(ctx: typer.Context, remote: Place, runs: Runs = None, dry_run: DryRun = False, resolve: Resolve = None) -> int:
+def pull(
+    ctx: typer.Context,
+    remote: Place,
+    runs: Runs = None,
+    dry_run: DryRun = False,
+    resolve: Resolve = None,
+    rehash: Rehash = False,
+) -> int:
     """Deliver runs of a remote to this home. All of them, where none is named."""
     settings: Settings = ctx.obj
     options = _options(settings, PULL, runs, dry_run, resolve)
-    return _told(settings, settings.context().pull(remote, options), PULL, remote, options)
+    return _told(settings, _carried(settings, PULL, remote, options, rehash), PULL, remote, options)
+
+
+def _carried(settings: Settings, verb: _Verb, remote: str, options: Options, rehash: bool) -> Outcome:
+    terminal, context = settings.terminal, settings.context()
+    with told(terminal, verb.going, not (settings.json or options.dry_run)) as (progress, warn):
+        context = replace(context, warn=warn)
+        return (context.push if verb is PUSH else context.pull)(remote, options, progress, rehash=rehash)
 
 
 def _options(

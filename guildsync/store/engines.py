@@ -73,9 +73,9 @@ class ObstoreFileSystem(FsspecStore):
         }
         store: Any = partial(
             S3Store,
-            config=cast(Any, {**config, "virtual_hosted_style_request": False}),
-            retry_config=cast(Any, retry),
-            credential_provider=cast(Any, provider),
+            config=cast("Any", {**config, "virtual_hosted_style_request": False}),
+            retry_config=cast("Any", retry),
+            credential_provider=cast("Any", provider),
         )
         self._quick = partial(store, client_options={**client, "read_timeout": timedelta(seconds=patience.read)})
         self._slow = partial(store, client_options=client)

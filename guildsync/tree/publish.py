@@ -99,10 +99,11 @@ def _relied_on(changes: List[Change], have: Manifest) -> List[Change]:
 
 def _steps(changes: List[Change]) -> List[Change]:
     """In an order that always finds its parents, and removes last what can be removed last."""
-    becoming = [c.path + b"/" for c in changes if c.have and c.want and c.have.kind == DIRECTORY != c.want.kind]
-    first = [c for c in changes if c.want is None and any(c.path.startswith(top) for top in becoming)]
-    last = [c for c in changes if c.want is None and c not in first]
-    return first[::-1] + [c for c in changes if c.want is not None] + last[::-1]
+    becoming = tuple(c.path + b"/" for c in changes if c.have and c.want and c.have.kind == DIRECTORY != c.want.kind)
+    gone = [c for c in reversed(changes) if c.want is None]
+    first = [c for c in gone if c.path.startswith(becoming)]
+    last = [c for c in gone if not c.path.startswith(becoming)]
+    return first + [c for c in changes if c.want is not None] + last
 
 
 def _moved(run: str, change: Change, descent: Descent, view: View) -> Optional[Problem]:

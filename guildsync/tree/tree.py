@@ -39,9 +39,7 @@ class Tree:
     """A home as a replica (`model.ports.RawTree`). One instance serves one sync; `close` removes what it staged.
     `rehash`: every file is read, whatever the stat cache says of it."""
 
-    def __init__(
-        self, home: Home, keep_env: bool = False, cut: Optional[Cut] = None, rehash: bool = False
-    ) -> None:
+    def __init__(self, home: Home, keep_env: bool = False, cut: Optional[Cut] = None, rehash: bool = False) -> None:
         self._home = home
         self._rehash = rehash
         self._view = View(keep_env, cut)

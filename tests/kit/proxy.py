@@ -27,7 +27,7 @@ class Proxy:
     `busy`: which requests, numbered from 0 in the order of their coming, are answered 503 and never reach the server;
     `resets`: how many more answers are cut off by a reset, after `reset_after` of their bytes;
     `stalled`: nothing passes any more, and what comes is taken and kept, as much as buffers hold.
-    `requests` are the methods and paths of all requests, `bytes_in` and `bytes_out` what came of the server and went
+    `requests` are the methods and paths of all requests, `connections` counts what was opened, `bytes_in` and `bytes_out` what came of the server and went
     to it.
     """
 
@@ -47,6 +47,7 @@ class Proxy:
         self.reset_count = 0
         self.busy_count = 0
         self.requests: list[str] = []
+        self.connections = 0
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -71,6 +72,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self.connections += 1
             threading.Thread(target=self._connection, args=(client,), daemon=True).start()
 
     def close(self) -> None:
