@@ -97,7 +97,13 @@ def test_every_module_has_a_charter_of_one_sentence(path: Path) -> None:
     assert not re.search(r"\. [A-Z]", lines[0].removesuffix(" Pure.")), f"{path}: more than one sentence"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["runs", "--help"], ["--version"], ["runs"], ["runs", "-a"], ["info"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["--help"], ["runs", "--help"], ["--version"], ["runs"], ["runs", "-a"], ["info"]),
+        *(["ls"], ["cat", "1", "train.py"], ["config", "path"]),
+    ],
+)
 def test_start_up_loads_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
     for run in run_ids(3):
         write_run(tmp_path, run)
@@ -152,4 +158,4 @@ def test_every_command_is_documented() -> None:
         pytest.skip("there is no README.md yet")
     text = readme.read_text()
     for name in _commands(main._program()):
-        assert f"guildsync {name.removesuffix(' list')}" in text, f"README.md does not mention `guildsync {name}`"
+        assert f"`guildsync {name.removesuffix(' list')}" in text, f"README.md does not mention `guildsync {name}`"

@@ -45,7 +45,7 @@ def path(ctx: typer.Context) -> int:
     elif files:
         terminal.data("\n".join(shown(file) for file in files))
     else:
-        terminal.note("there is none; yours is ~/.config/guildsync/config.yml, where nothing else is said")
+        terminal.note("there is none; yours would be ~/.config/guildsync/config.yml")
     return 0
 
 

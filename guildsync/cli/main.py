@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from guildsync.cli import configured, files, health, listing, syncing
-from guildsync.cli.options import Command, ConfigGroup, Group, RunsCommand, RunsGroup, Settings, nearest
+from guildsync.cli.options import Command, Group, RunsCommand, RunsGroup, Settings, nearest
 from guildsync.cli.terminal import Terminal, finish, prepare
 from guildsync.errors import GuildsyncError, Interrupted, Usage
 
@@ -25,7 +25,7 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def _program() -> Any:
     app = typer.Typer(cls=Group, help="Move runs between places, and never lose one.", context_settings=_HELP, **_STYLE)
     runs = typer.Typer(cls=RunsGroup, help="List runs, or show one.", **_STYLE)
-    config = typer.Typer(cls=ConfigGroup, help="What is configured, and where.", **_STYLE)
+    config = typer.Typer(cls=Group, help="What is configured, and where.", **_STYLE)
     app.callback()(_nothing)
     app.command("push", cls=RunsCommand)(syncing.push)
     app.command("pull", cls=RunsCommand)(syncing.pull)

@@ -273,12 +273,6 @@ class RunsGroup(Group):
     default = "list"
 
 
-class ConfigGroup(Group):
-    """`config`, which shows where no other command of it is named."""
-
-    default = "show"
-
-
 def nearest(word: str, words: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(words), 1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -64,7 +64,7 @@ class Line:
         try:
             self._terminal.line(text)
         except OSError:
-            self._closed = True
+            self._closed, text = True, None
         self._stands = text is not None
 
 

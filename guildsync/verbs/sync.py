@@ -314,11 +314,12 @@ class Sync:
         carrier = Carrier(self._source, self._target, self._clock, self._progress)
         missing = carrier.missing(deliveries)
         total = sum(delivery.size for delivery in deliveries)
-        self._progress.planned(len(deliveries), sum(delivery.files for delivery in deliveries), total)
+        crossing = sum(_sizes(deliveries, missing))
+        self._progress.planned(len(deliveries), sum(delivery.files for delivery in deliveries), crossing)
         if self._options.dry_run:
             outcome.runs, outcome.bytes_total = len(deliveries), total
             outcome.files = sum(delivery.files for delivery in deliveries)
-            outcome.bytes_reused = total - sum(_sizes(deliveries, missing))
+            outcome.bytes_reused = total - crossing
             return []
         for intent in intents:
             if intent.update.want is not None:

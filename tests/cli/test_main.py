@@ -29,6 +29,11 @@ COMMANDS = (
     ["remotes"],
     ["check"],
     ["verify"],
+    ["ls"],
+    ["cat"],
+    ["config"],
+    ["config", "show"],
+    ["config", "path"],
 )
 
 

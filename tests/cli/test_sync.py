@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from guildsync.tree import scan, statcache
 from tests.cli.conftest import Cli
 from tests.kit.trees import assert_same, put, run_ids, write_run
 
@@ -120,6 +121,44 @@ def test_resolve_must_be_a_side(cli: Cli, home: Path, store: str) -> None:
     said = cli("push", store, "--resolve", "mine")
     assert said.code == 2
     assert "source, target" in said.err
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stat cache keeps rows at once, on whatever filesystem, and no change of a file shows in its stat data."""
+    monkeypatch.setattr(scan, "SETTLED_NS", -(1 << 62))
+    monkeypatch.setattr(statcache, "BLIND", frozenset())
+    monkeypatch.setattr(scan, "fingerprint", lambda found: "always the same")
+
+
+def test_rehash_reads_what_the_stat_cache_calls_unchanged(
+    cli: Cli, home: Path, store: str, tmp_path: Path, trusting: None
+) -> None:
+    assert cli("push", store).code == 0
+    assert cli("push", store).last.startswith("Nothing to push: 3 runs")
+    run = home / "runs" / run_ids(3)[2]
+    put(run, "train.py", b"other\n")
+    assert cli("push", store).last.startswith("Nothing to push: 3 runs")
+    assert cli("push", store, "--rehash", "--dry-run").last.startswith("Would push 1 run (1 file, 6 B) ")
+    put(run, "train.py", b"another\n")
+    assert cli("push", store, "--rehash").last.startswith("Pushed 1 run (1 file, 8 B) ")
+    assert cli("push", store).last.startswith("Nothing to push: 3 runs")  # what was read is known now
+    assert cli("push", store, "--rehash").last.startswith("Nothing to push: 3 runs")
+
+
+def test_rehash_on_pull_and_on_another_home(cli: Cli, home: Path, tmp_path: Path, trusting: None) -> None:
+    config = tmp_path / "c.yml"
+    config.write_text(f"remotes: {{disk: {{type: local, path: {home}}}}}")
+    pull = ("--config", str(config), "-H", str(tmp_path / "other"), "pull", "disk")
+    for _ in range(2):
+        assert cli(*pull).code == 0
+    put(home / "runs" / run_ids(3)[2], "train.py", b"other\n")
+    assert cli(*pull).last.startswith("Nothing to pull: 3 runs")
+    assert cli(*pull, "--rehash").last.startswith("Pulled 1 run (1 file, 6 B) ")
+    put(tmp_path / "other/runs" / run_ids(3)[2], "train.py", b"mine\n")
+    put(home / "runs" / run_ids(3)[2], "train.py", b"theirs\n")
+    assert cli(*pull).code == 0
+    assert cli(*pull, "--rehash").code == 6
 
 
 def test_verify_a_whole_store_and_a_home(cli: Cli, home: Path, store: str) -> None:

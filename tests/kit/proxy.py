@@ -27,8 +27,8 @@ class Proxy:
     `busy`: which requests, numbered from 0 in the order of their coming, are answered 503 and never reach the server;
     `resets`: how many more answers are cut off by a reset, after `reset_after` of their bytes;
     `stalled`: nothing passes any more, and what comes is taken and kept, as much as buffers hold.
-    `requests` are the methods and paths of all requests, `connections` counts what was opened, `bytes_in` and `bytes_out` what came of the server and went
-    to it.
+    `requests` are the methods and paths of all requests, `connections` counts what was opened, `bytes_in` and
+    `bytes_out` what came of the server and went to it.
     """
 
     def __init__(self, server: str) -> None:

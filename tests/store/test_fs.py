@@ -351,35 +351,35 @@ def written(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("env", "credentials", "config", "more", "engine"),
+    ("env", "files", "more", "engine"),
     [
-        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, "", "", {}, "obstore"),
-        ({}, STATIC, "", {}, "obstore"),
-        ({}, "", STATIC, {}, "obstore"),
-        ({}, STATIC, "[default]\nregion = eu-west-1\noutput = json\n", {}, "obstore"),
-        ({"AWS_PROFILE": "p"}, STATIC.replace("default", "p"), "", {}, "obstore"),
-        ({}, "", STATIC.replace("default", "profile p"), {"profile": "p"}, "obstore"),
-        ({}, STATIC, "", {"endpoint_url": None, "region": "eu-west-1"}, "obstore"),
-        ({}, "", "", {"environment": {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}}, "obstore"),
-        ({}, STATIC, "", {"engine": "s3fs"}, "s3fs"),
-        ({}, STATIC, "", {"endpoint_url": None}, "s3fs"),
-        ({}, STATIC, "", {"root": "of the team"}, "s3fs"),
-        ({}, STATIC, "", {"root": "a/../b"}, "s3fs"),
-        ({}, STATIC, "[default]\ns3 =\n  addressing_style = path\n", {}, "s3fs"),
-        ({}, STATIC, "[default]\nrole_arn = x\nsource_profile = default\n", {}, "s3fs"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:2"}, STATIC, "", {}, "s3fs"),
-        ({"AWS_CA_BUNDLE": "/x"}, STATIC, "", {}, "s3fs"),
+        ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, ("", ""), {}, "obstore"),
+        ({}, (STATIC, ""), {}, "obstore"),
+        ({}, ("", STATIC), {}, "obstore"),
+        ({}, (STATIC, "[default]\nregion = eu-west-1\noutput = json\n"), {}, "obstore"),
+        ({"AWS_PROFILE": "p"}, (STATIC.replace("default", "p"), ""), {}, "obstore"),
+        ({}, ("", STATIC.replace("default", "profile p")), {"profile": "p"}, "obstore"),
+        ({}, (STATIC, ""), {"endpoint_url": None, "region": "eu-west-1"}, "obstore"),
+        ({}, ("", ""), {"environment": {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}}, "obstore"),
+        ({}, (STATIC, ""), {"engine": "s3fs"}, "s3fs"),
+        ({}, (STATIC, ""), {"endpoint_url": None}, "s3fs"),
+        ({}, (STATIC, ""), {"root": "of the team"}, "s3fs"),
+        ({}, (STATIC, ""), {"root": "a/../b"}, "s3fs"),
+        ({}, (STATIC, "[default]\ns3 =\n  addressing_style = path\n"), {}, "s3fs"),
+        ({}, (STATIC, "[default]\nrole_arn = x\nsource_profile = default\n"), {}, "s3fs"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:2"}, (STATIC, ""), {}, "s3fs"),
+        ({"AWS_CA_BUNDLE": "/x"}, (STATIC, ""), {}, "s3fs"),
     ],
 )
 def test_auto_takes_obstore_where_the_keys_are_at_hand(
     env: Mapping[str, str],
-    credentials: str,
-    config: str,
+    files: tuple[str, str],
     more: Mapping[str, Any],
     engine: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    credentials, config = files
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", written(tmp_path / "credentials", credentials))
     monkeypatch.setenv("AWS_CONFIG_FILE", written(tmp_path / "config", config))
     for name, value in env.items():
