@@ -41,8 +41,8 @@ class ObstoreFileSystem(FsspecStore):
     """An S3 filesystem that asks nobody but S3.
 
     FsspecStore is not used as it is: its `find` asks once a folder instead of once, its `pipe_file` makes a multipart
-    upload of all above 5 MiB (left behind by a crash), a bucket that is not there is a GenericError of its lists,
-    and its time for a whole request ends after 30 s, however much still moves.
+    upload of all above 5 MiB (left behind by a crash), a bucket that is not there is a GenericError of its lists and
+    an empty one a FileNotFoundError, and its time for a whole request ends after 30 s, however much still moves.
     """
 
     cachable = False
@@ -114,6 +114,10 @@ class ObstoreFileSystem(FsspecStore):
     async def _ls(self, path: str, detail: bool = False, **_: Any) -> Any:
         try:
             rows: list[dict[str, Any]] = await super()._ls(path, detail=True)
+        except FileNotFoundError:
+            if "/" in path.strip("/"):
+                raise
+            rows = []  # a bucket with nothing in it is there
         except GenericError as exc:
             raise _absent(path, exc) from exc
         return rows if detail else sorted(row["name"] for row in rows)

@@ -110,13 +110,13 @@ class Proxy:
             busy = self.busy(number)
             self.busy_count += busy
         self._flowing.wait()
+        if b"\r\nexpect: 100" in head.lower():
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            head = re.sub(rb"\r\nexpect: [^\r]*", b"", head, flags=re.IGNORECASE)
         if busy:
             self._pass(client, None, _length(head), body)
             client.sendall(_BUSY)
             return True
-        if b"\r\nexpect: 100" in head.lower():
-            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            head = re.sub(rb"\r\nexpect: [^\r]*", b"", head, flags=re.IGNORECASE)
         server.sendall(head)
         self._pass(client, server, _length(head), body)
         answer, body = _head(server)

@@ -40,7 +40,7 @@ from tests.kit.servers import REGION, S3Server
 from tests.kit.trees import EPOCH_NS
 
 TREES = ("near", "far")
-STORES = ("folder", "memory", pytest.param("s3", marks=pytest.mark.servers))
+STORES = ("folder", "memory", *(pytest.param(kind, marks=pytest.mark.servers) for kind in ("s3", "obstore")))
 ALL = (*TREES, *STORES)
 
 
@@ -106,7 +106,9 @@ def new_site(kind: str, directory: Path, request: pytest.FixtureRequest) -> Site
     server: S3Server = request.getfixturevalue("seaweed")
     request.getfixturevalue("monkeypatch").setenv("AWS_ACCESS_KEY_ID", server.access_key)
     request.getfixturevalue("monkeypatch").setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
-    where = S3(new_bucket(server), "team/runs", REGION, endpoint_url=server.endpoint)
+    where = S3(
+        new_bucket(server), "team/runs", REGION, endpoint_url=server.endpoint, engine={"s3": "s3fs"}.get(kind, kind)
+    )
     return Site(kind, home, lambda: open_s3(where))
 
 

@@ -113,6 +113,7 @@ def test_listings_shallow_and_deep(files: Files) -> None:
 
 
 def test_a_listing_of_what_is_not_there_is_empty(files: Files) -> None:
+    files.require_root()
     assert files.list("journal") == {}
     assert files.list("packs", deep=True) == {}
     files.put("other/x", b"x")
