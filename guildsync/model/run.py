@@ -168,7 +168,7 @@ class Summary:
 class Record:
     """A run as a replica lists it. `content` is None where only a scan can tell; `heads` are the replica's own
     names of the versions that are current, two or more when writers did not see each other. `history` are the contents
-    of those versions and of all that they replaced; None where no history is kept."""
+    of the first of them and of all that it replaced; None where no history is kept."""
 
     run: RunId
     summary: Summary

@@ -364,8 +364,8 @@ class View:
         return next(iter(self.heads(run)), None)
 
     def history(self, run: str) -> frozenset[Digest]:
-        """The contents of the heads and of all versions that they go beyond, also purged and void ones."""
-        heads = [version.id for version in self.heads(run)]
+        """The contents of the current version and of all that it goes beyond, also purged and void ones."""
+        heads = [version.id for version in self.heads(run)[:1]]
         line = {*heads, *_ancestors(heads, self._versions)}
         return frozenset(self._versions[version].content for version in line if version in self._versions)
 

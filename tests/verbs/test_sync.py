@@ -896,7 +896,8 @@ def test_a_store_that_went_back_in_time_undoes_nothing(tmp_path: Path, folder: s
     agree(a, b)
 
 
-def test_a_home_whose_version_is_in_conflict_keeps_it(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize("attempt", range(6))  # chance decides whose version is the current one
+def test_a_home_whose_version_is_in_conflict_keeps_it(tmp_path: Path, folder: str, attempt: int) -> None:
     a, b = shared(tmp_path, folder)
     shutil.copytree(tmp_path / "store", tmp_path / "aside")
     (a.run(RUN) / "train.py").write_bytes(b"of a\n")
