@@ -10,9 +10,10 @@ from guildsync.errors import CONFLICT, MISSING, MOVED, PURGED, TRASHED, Damaged,
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
 from guildsync.model.ports import Update
 from guildsync.model.run import RunId, Summary
-from guildsync.store.journal import Claim, Commit, Edit, Facts, PackFact, Version, View
+from guildsync.store.journal import Claim, Commit, Edit, Facts, PackFact, Version
 from guildsync.store.objects import Objects
 from guildsync.store.reading import Reading
+from guildsync.store.view import View
 
 
 class Draft:

@@ -10,8 +10,9 @@ from guildsync.errors import Damaged
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import Cache
 from guildsync.store.fs import Absent, Files
-from guildsync.store.journal import PackFact, View
+from guildsync.store.journal import PackFact
 from guildsync.store.pack import Packer, Row, SealedPack, coalesce, index_range, pack_path, read_index, unpack
+from guildsync.store.view import View
 
 CACHED = "index"
 IN_FLIGHT = 4

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from guildsync.errors import DAMAGED, Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.ports import Cache
 from guildsync.store.fs import Absent, Files
-from guildsync.store.journal import Commit, Facts, View, decode, encode, join, next_sequence, split_name
+from guildsync.store.journal import Commit, Facts, decode, encode, join, next_sequence, split_name
+from guildsync.store.view import View
 
 FORMAT_NAME = "guildsync.json"
 FORMAT = 1

@@ -14,10 +14,11 @@ from guildsync.model.run import Metadata, Record, RunId
 from guildsync.store.cache import NoCache
 from guildsync.store.draft import Draft, good_packs, summary_of
 from guildsync.store.fs import Absent, Files
-from guildsync.store.journal import Version, View
+from guildsync.store.journal import Version
 from guildsync.store.objects import Objects, Stage
 from guildsync.store.pack import pack_path
 from guildsync.store.reading import FORMAT, FORMAT_NAME, Journal, Reading
+from guildsync.store.view import View
 
 _THREADS = 8
 

@@ -18,7 +18,8 @@ from typing import Any
 from guildsync import api
 from guildsync.model.manifest import NOTHING, Digest, text
 from guildsync.model.run import Record, RunId
-from guildsync.store.journal import HIDDEN, Claim, Commit, Facts, Mark, Version, View, decode, encode, join
+from guildsync.store.journal import HIDDEN, Claim, Commit, Facts, Mark, Version, decode, encode, join
+from guildsync.store.view import View
 from guildsync.tree.home import Home
 from tests.kit.trees import EPOCH_NS, Name, noise, put, run_ids, snapshot, write_run
 

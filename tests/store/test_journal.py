@@ -24,13 +24,13 @@ from guildsync.store.journal import (
     Mark,
     PackFact,
     Version,
-    View,
     decode,
     encode,
     join,
     next_sequence,
     split_name,
 )
+from guildsync.store.view import View
 from tests.kit import facts as kit
 
 RUN = kit.RUNS[0]

@@ -14,7 +14,8 @@ import zstandard
 from guildsync import api
 from guildsync.model.manifest import Digest
 from guildsync.model.run import RunId
-from guildsync.store.journal import Claim, Commit, Facts, Version, View, decode, encode, join
+from guildsync.store.journal import Claim, Commit, Facts, Version, decode, encode, join
+from guildsync.store.view import View
 from tests.kit.trees import assert_same, put, run_ids, ugly_run, write_run
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"

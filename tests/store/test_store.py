@@ -18,10 +18,11 @@ from guildsync.model.ports import Piece, Update, Want
 from guildsync.model.run import RunId, Summary
 from guildsync.store.draft import Draft
 from guildsync.store.fs import Absent, Files, open_url
-from guildsync.store.journal import HIDDEN, Claim, Commit, Facts, Mark, View, decode, encode, join
+from guildsync.store.journal import HIDDEN, Claim, Commit, Facts, Mark, decode, encode, join
 from guildsync.store.pack import pack_path
 from guildsync.store.reading import Journal
 from guildsync.store.store import Store
+from guildsync.store.view import View
 from tests.kit.trees import assert_same, put, run_ids, write_run
 
 RUN = RunId(run_ids(1)[0])
