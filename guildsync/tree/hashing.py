@@ -83,14 +83,18 @@ def _unchanged(one: os.stat_result, other: os.stat_result) -> bool:
 def even(fd: int, start: int, stop: int) -> Iterator[bytes]:
     """The bytes of a file in pieces of equal size; fewer where it is shorter (see `Cut`)."""
     for offset in range(start, stop, PART_SIZE):
-        size = min(PART_SIZE, stop - offset)
-        piece = os.pread(fd, size, offset)
-        while len(piece) < size:
-            more = os.pread(fd, size - len(piece), offset + len(piece))
-            if not more:
-                break
-            piece += more
-        yield piece
+        yield read_at(fd, min(PART_SIZE, stop - offset), offset)
+
+
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """`size` bytes of a file, fewer only at its end."""
+    data = os.pread(fd, size, offset)
+    while len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def _hash(fd: int, size: int, before: Optional[Entry], cut: Cut) -> Optional[Tuple[Digest, Tuple[Part, ...]]]:

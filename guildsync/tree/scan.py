@@ -22,7 +22,7 @@ from guildsync.model.manifest import (
     parent,
 )
 from guildsync.tree.dirs import Descent, open_directory
-from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_file
+from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, read_file
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
 from guildsync.tree.statcache import SETTLED_NS, WRITTEN_BACK_NS, Known, Stamp, fingerprint, stamp_of
 
@@ -94,13 +94,7 @@ class View:
         """Up to `size` bytes at `offset` of the file `path` behind `fd`, as the view shows them."""
         if self.redacts(path):
             return self._read(fd)[0][offset : offset + size]
-        data = os.pread(fd, size, offset)
-        while len(data) < size:
-            more = os.pread(fd, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return read_at(fd, size, offset)
 
     def _read(self, fd: int) -> Tuple[bytes, os.stat_result]:
         if os.fstat(fd).st_size > LIMIT:
