@@ -87,11 +87,12 @@ class Files:
                 found = self._call("find", path, detail=True).values() if deep else self._call("ls", path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-            top = self.root.lstrip("/") + "/"
+            top, marker = self.root.lstrip("/") + "/", path.strip("/")
             return {
                 info["name"].lstrip("/").removeprefix(top): info["size"]
                 for info in found
-                if info["type"] == "file" and not info["name"].endswith("/")  # that is how buckets mark a folder
+                # Buckets mark a folder by an object of its name, some clients show it without the slash at its end.
+                if info["type"] == "file" and info["name"].strip("/") != marker and not info["name"].endswith("/")
             }
 
     def get(self, name: str) -> bytes:

@@ -170,6 +170,21 @@ def test_a_listing_of_more_than_one_page(engine: str, seaweed: S3Server, monkeyp
 
 @pytest.mark.servers
 @pytest.mark.parametrize("engine", ENGINES)
+def test_the_marker_of_a_folder_is_no_file(
+    engine: str, moto_server: S3Server, seaweed: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for server in (moto_server, seaweed):
+        login(monkeypatch, server.access_key, server.secret_key)
+        files = s3_files(server, new_bucket(server), engine=engine)
+        bucket = files.root.partition("/")[0]
+        server.client().put_object(Bucket=bucket, Key="team/runs/journal/", Body=b"")
+        assert files.list("journal") == files.list("journal", deep=True) == {}
+        files.put("journal/one", b"x")
+        assert files.list("journal") == files.list("journal", deep=True) == {"journal/one": 1}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("engine", ENGINES)
 def test_each_call_is_one_request(engine: str, seaweed: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     login(monkeypatch, seaweed.access_key, seaweed.secret_key)
     with proxied(seaweed.endpoint) as proxy:
