@@ -15,6 +15,7 @@ _API = (
     "Filters",
     "Options",
     "Outcome",
+    "Paths",
     "Policy",
     "Progress",
     "Record",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
 from guildsync.errors import GuildsyncError, NotFound
+from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
 from guildsync.model.ports import Replica, Step
 from guildsync.model.run import Record
@@ -28,6 +29,7 @@ __all__ = [
     "Filters",
     "Options",
     "Outcome",
+    "Paths",
     "Policy",
     "Progress",
     "Record",

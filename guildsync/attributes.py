@@ -152,6 +152,10 @@ class AttributedTree:
     def stage(self, pieces: Iterable[Piece]) -> None:
         self._tree.stage(pieces)
 
+    @property
+    def resumed(self) -> int:
+        return self._tree.resumed
+
     def commit(self, updates: Sequence[Update]) -> list[Problem]:
         return self._tree.commit([raw_update(update) for update in updates])
 

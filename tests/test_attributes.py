@@ -384,6 +384,8 @@ class Recorder:
     def missing(self, wanted: Any) -> Any:
         return {want.digest for want in wanted}
 
+    resumed = 0
+
     def stage(self, pieces: Any) -> None:
         self.told.append(("stage", list(pieces)))
 

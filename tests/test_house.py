@@ -22,7 +22,7 @@ MODULES = sorted((ROOT / "guildsync").rglob("*.py"))
 TRAVELS = sorted(
     [
         ROOT / "guildsync/errors.py",
-        *(ROOT / f"guildsync/model/{name}.py" for name in ("run", "manifest", "ports", "plan")),
+        *(ROOT / f"guildsync/model/{name}.py" for name in ("run", "manifest", "ports", "paths", "plan")),
         *(ROOT / f"guildsync/agent/{name}.py" for name in ("frames", "server", "values")),
         *(ROOT / "guildsync/tree").glob("*.py"),
     ]

@@ -212,6 +212,10 @@ class FarTree:
         for _ in self._call("stage", _nothing, arguments=arguments):
             pass
 
+    @property
+    def resumed(self) -> int:
+        return 0  # what is staged goes with its process
+
     def commit(self, updates: Sequence[RawUpdate]) -> list[Problem]:
         runs = {update.run for update in updates}
 

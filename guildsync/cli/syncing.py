@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
@@ -16,7 +17,7 @@ from guildsync.cli.words import number, size
 from guildsync.errors import CONFLICT, Usage
 
 if TYPE_CHECKING:
-    from guildsync.api import Options, Outcome
+    from guildsync.api import Options, Outcome, Policy
 
 SIDES = ("source", "target")
 
@@ -31,6 +32,23 @@ Resolve = Annotated[
 
 
 Rehash = Annotated[bool, typer.Option("--rehash", help="Read all files: do not trust the times of unchanged ones.")]
+Include = Annotated[
+    Optional[list[str]],  # noqa: UP045 -- typer
+    typer.Option(
+        "--include",
+        metavar="PATTERN",
+        help="Only paths in the runs that match, such as '*.pt', 'checkpoints/' or '/logs/**'; several times: what any "
+        "of them matches. .guild/opref and .guild/attrs always go along: they make a run a run.",
+    ),
+]
+Exclude = Annotated[
+    Optional[list[str]],  # noqa: UP045 -- typer
+    typer.Option(
+        "--exclude",
+        metavar="PATTERN",
+        help="No paths in the runs that match, whatever --include says. What is left out is neither sent nor removed.",
+    ),
+]
 
 
 class _Verb(NamedTuple):
@@ -43,31 +61,37 @@ class _Verb(NamedTuple):
 PUSH, PULL = _Verb("push", "Pushing", "Pushed", "to"), _Verb("pull", "Pulling", "Pulled", "from")
 
 
-def push(
+def push(  # noqa: PLR0913 -- one for each option
     ctx: typer.Context,
     remote: Place,
     runs: Runs = None,
+    *,
     dry_run: DryRun = False,
     resolve: Resolve = None,
     rehash: Rehash = False,
+    include: Include = None,
+    exclude: Exclude = None,
 ) -> int:
     """Deliver runs of this home to a remote. All of them, where none is named."""
     settings: Settings = ctx.obj
-    options = _options(settings, PUSH, runs, dry_run, resolve)
+    options = _options(settings, PUSH, runs, dry_run, _policy(resolve, include, exclude))
     return _told(settings, _carried(settings, PUSH, remote, options, rehash), PUSH, remote, options)
 
 
-def pull(
+def pull(  # noqa: PLR0913 -- one for each option
     ctx: typer.Context,
     remote: Place,
     runs: Runs = None,
+    *,
     dry_run: DryRun = False,
     resolve: Resolve = None,
     rehash: Rehash = False,
+    include: Include = None,
+    exclude: Exclude = None,
 ) -> int:
     """Deliver runs of a remote to this home. All of them, where none is named."""
     settings: Settings = ctx.obj
-    options = _options(settings, PULL, runs, dry_run, resolve)
+    options = _options(settings, PULL, runs, dry_run, _policy(resolve, include, exclude))
     return _told(settings, _carried(settings, PULL, remote, options, rehash), PULL, remote, options)
 
 
@@ -78,13 +102,16 @@ def _carried(settings: Settings, verb: _Verb, remote: str, options: Options, reh
         return (context.push if verb is PUSH else context.pull)(remote, options, progress, rehash=rehash)
 
 
-def _options(
-    settings: Settings, verb: _Verb, runs: Sequence[str] | None, dry_run: bool, resolve: str | None
-) -> Options:
-    settings.no_remote(verb.now, f"say `guildsync {verb.now} NAME`")
+def _policy(resolve: str | None, include: Sequence[str] | None, exclude: Sequence[str] | None) -> Policy:
     if resolve is not None and resolve not in SIDES:
         raise Usage(f"--resolve cannot be {resolve!r}", f"say one of {', '.join(SIDES)}")
-    policy = guildsync.Policy(resolve=resolve)
+    paths = guildsync.Paths(tuple(map(os.fsencode, include or ())), tuple(map(os.fsencode, exclude or ())))
+    policy: Policy = guildsync.Policy(resolve=resolve, paths=paths)
+    return policy
+
+
+def _options(settings: Settings, verb: _Verb, runs: Sequence[str] | None, dry_run: bool, policy: Policy) -> Options:
+    settings.no_remote(verb.now, f"say `guildsync {verb.now} NAME`")
     options: Options = guildsync.Options(choose=settings.choice(runs), policy=policy, dry_run=dry_run)
     return options
 
@@ -93,17 +120,26 @@ def _told(settings: Settings, outcome: Outcome, verb: _Verb, remote: str, option
     terminal = settings.terminal
     for note in outcome.notes:
         terminal.note(f"note: {note}")
+    if outcome.bytes_resumed:
+        terminal.note(f"note: took over {size(outcome.bytes_resumed)} that an interrupted {verb.now} had sent")
     terminal.problems(outcome.problems)
     if any(problem.reason == CONFLICT for problem in outcome.problems):
-        terminal.hint(
-            "--resolve source takes the versions of the source, --resolve target keeps those of the target "
-            f"({'the remote' if verb is PUSH else 'this home'} is the target)"
-        )
+        terminal.hint(_way_out(verb, options.policy))
     if settings.json:
         terminal.document(outcome.to_json())
     else:
         terminal.done(last_line(outcome, verb, remote, options.dry_run))
     return outcome.exit_code
+
+
+def _way_out(verb: _Verb, policy: Policy) -> str:
+    """Of a conflict."""
+    if policy.resolve is not None and policy.paths.leave_out:
+        return "what --include and --exclude leave out is never replaced; say --resolve without them"
+    return (
+        "--resolve source takes the versions of the source, --resolve target keeps those of the target "
+        f"({'the remote' if verb is PUSH else 'this home'} is the target)"
+    )
 
 
 def last_line(outcome: Outcome, verb: _Verb, remote: str, dry_run: bool) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, NewType, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, NewType, Optional, Tuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from guildsync.errors import Damaged
@@ -38,6 +38,7 @@ NEVER_ENTRIES = frozenset(
 """Paths that are how a Tree writes down status and metadata, or are the supervisor's own; nor is what lies below."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_SAFE_PATH = re.compile(rb"(?!\.\.?(?:/|\Z))[^/\0]{1,255}(?:/(?!\.\.?(?:/|\Z))[^/\0]{1,255})*\Z")
 
 
 def digest_of(data: bytes) -> Digest:
@@ -133,14 +134,23 @@ def link_entry(path: bytes, target: bytes, mtime_ns: int) -> Entry:
 class Manifest:
     """All entries of one run at one moment, sorted by path; built and decoded only through checks."""
 
-    __slots__ = ("_by_path", "_content", "entries")
+    __slots__ = ("_by_path", "_content", "_encoded", "entries")
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         """Raises Damaged for paths that are unsafe, doubled, or lie below something that is no directory."""
         self.entries: Tuple[Entry, ...] = tuple(sorted(entries, key=lambda entry: entry.path))
         self._by_path: Optional[Dict[bytes, Entry]] = None
         self._content: Optional[Digest] = None
+        self._encoded: Optional[bytes] = None
         _check(self.entries)
+
+    @classmethod
+    def of(cls, entries: Mapping[bytes, Entry], *known: Manifest) -> Manifest:
+        """The manifest of these entries by path; one of `known` where it has just them: its checks and its bytes need
+        not be made again."""
+        listed = tuple(entries[path] for path in sorted(entries))
+        same_as = next((manifest for manifest in known if manifest.entries == listed), None)
+        return cls(listed) if same_as is None else same_as
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Manifest) and self.entries == other.entries
@@ -181,7 +191,9 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Canonical JSON: `[format, [entry, ...]]`."""
-        return canonical([FORMAT, [_entry_to_json(entry) for entry in self.entries]])
+        if self._encoded is None:
+            self._encoded = canonical([FORMAT, [_entry_to_json(entry) for entry in self.entries]])
+        return self._encoded
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
@@ -233,10 +245,7 @@ def untext(value: Any) -> bytes:
 
 def check_path(path: bytes) -> None:
     """Raises Damaged unless `path` is relative, without empty, `.` or `..` parts, and may be an entry."""
-    if not path or len(path) > MAX_PATH or b"\0" in path:
-        raise Damaged(f"an unsafe path in a manifest: {path[:80]!r}")
-    names = path.split(b"/")
-    if len(names) > MAX_DEPTH or any(name in (b"", b".", b"..") or len(name) > 255 for name in names):
+    if not _SAFE_PATH.match(path) or len(path) > MAX_PATH or path.count(b"/") >= MAX_DEPTH:
         raise Damaged(f"an unsafe path in a manifest: {path[:80]!r}")
     if not is_entry_path(path):
         raise Damaged(f"a path that never is content in a manifest: {path[:80]!r}")

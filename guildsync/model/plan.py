@@ -7,18 +7,24 @@ from typing import Collection, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from guildsync.errors import SafetyStop
 from guildsync.model.manifest import DIRECTORY, FILE, Entry, Manifest, Object, directory_entry, parent, same
+from guildsync.model.paths import EVERYTHING, Paths
 
 SOURCE, TARGET = "source", "target"
+
+MAX_COMPARED = 16 << 20
+"""Bytes that may be read to find out whether one file is how another begins."""
 
 Entries = Dict[bytes, Entry]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a person allowed: removing at the target, and whose side to take in conflicts."""
+    """What a person allowed: removing at the target, whose side to take in conflicts, and which paths count. What is
+    left out stays at the target as it is."""
 
     delete: bool = False
     resolve: Optional[str] = None
+    paths: Paths = EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,13 @@ class Clash:
 @dataclass(frozen=True)
 class Plan:
     """What is to happen to one run at the target. With clashes nothing of it is sent. `conceded` are clashing paths
-    where the target's side was taken."""
+    where the target's side was taken; `out` are paths that differ and were left out."""
 
     changes: Tuple[Change, ...]
     clashes: Tuple[Clash, ...]
     left: Tuple[bytes, ...]
     conceded: Tuple[bytes, ...] = ()
+    out: Tuple[bytes, ...] = ()
 
     @property
     def removals(self) -> Tuple[Change, ...]:
@@ -74,20 +81,23 @@ def diff(
 ) -> Plan:
     """Path by path: what only the source changed is sent, what only the target changed is left alone, what both
     changed differently clashes. Paths in `grown` are known to be prefixes of one another: the longer one is newer.
+    Of what is left out, only directories that something chosen needs are sent.
     """
     b: Mapping[bytes, Entry] = base.by_path if base is not None else {}
     h, w = have.by_path, want.by_path
     result: Entries = {}
     clashes: List[Clash] = []
     left: List[bytes] = []
+    out: List[bytes] = []
     for path in sorted(h.keys() | w.keys()):
         clash = Clash(path, b.get(path), h.get(path), w.get(path))
-        side = _side(clash, policy, path in grown)
+        chosen = _is_chosen(clash.have, clash.want, policy.paths)
+        side = _side(clash, policy, path in grown) if chosen else TARGET
         if side is None:
             clashes.append(clash)
             side = TARGET
         elif side == TARGET and not same(clash.have, clash.want):
-            left.append(path)
+            (left if chosen else out).append(path)
         entry = (w if side == SOURCE else h).get(path)
         if entry is not None:
             result[path] = entry
@@ -97,38 +107,50 @@ def diff(
         for path in sorted(h.keys() | result.keys())
         if not same(h.get(path), result.get(path))
     )
-    return Plan(changes, tuple(clashes), tuple(left))
+    return Plan(changes, tuple(clashes), tuple(left), out=tuple(out))
 
 
-def apply(plan: Plan, have: Manifest) -> Manifest:
-    """The manifest of the run once the plan is carried out."""
+def apply(plan: Plan, have: Manifest, *known: Manifest) -> Manifest:
+    """The manifest of the run once the plan is carried out; one of `known` where it is the same."""
     entries = dict(have.by_path)
     for change in plan.changes:
         if change.want is None:
             del entries[change.path]
         else:
             entries[change.path] = change.want
-    return Manifest(entries.values())
+    return Manifest.of(entries, *known)
 
 
-def agreed(base: Optional[Manifest], have: Manifest, want: Manifest) -> Manifest:
-    """The base of the next sync: where both sides are equal now what they have, elsewhere what they had before."""
+def agreed(base: Optional[Manifest], have: Manifest, want: Manifest, out: Collection[bytes] = frozenset()) -> Manifest:
+    """The base of the next sync: where both sides are equal now what they have, elsewhere what they had before. What
+    is below a directory in `out` is known although that differs."""
     b: Mapping[bytes, Entry] = base.by_path if base is not None else {}
-    h, w = have.by_path, want.by_path
+    h, w, out = have.by_path, want.by_path, frozenset(out)
     entries: Entries = {}
     for path in h.keys() | w.keys() | b.keys():
         entry = h.get(path) if same(h.get(path), w.get(path)) else b.get(path)
         if entry is not None:
             entries[path] = entry
-    return _pruned(entries)
+    if out:
+        for path in tuple(entries):
+            _stand_in_above(entries, path, out)
+    return _pruned(entries, have, want)
 
 
-def noted(base: Manifest, want: Manifest, conceded: Collection[bytes]) -> Manifest:
+def noted(
+    base: Manifest, want: Manifest, conceded: Collection[bytes], out: Collection[bytes] = frozenset()
+) -> Manifest:
     """The base after the target's side was taken at and below some paths: what the source has there is no news any
-    more."""
+    more, but where it is in `out`."""
+    if not conceded:
+        return base
     tops = frozenset(conceded)
-    entries = {path: entry for path, entry in base.by_path.items() if not _is_below(path, tops)}
-    entries.update((path, entry) for path, entry in want.by_path.items() if _is_below(path, tops))
+    unsaid = frozenset(out) - tops
+    entries = {path: entry for path, entry in base.by_path.items() if path in unsaid or not _is_below(path, tops)}
+    for path, entry in want.by_path.items():
+        if path not in unsaid and _is_below(path, tops):
+            entries[path] = entry
+            _stand_in_above(entries, path, unsaid)
     return _pruned(entries)
 
 
@@ -145,21 +167,18 @@ def continued(base: Optional[Manifest], have: Manifest, before: Manifest, aim: M
             entries.pop(path, None)
             continue
         entries[path] = entry
-        top = parent(path)
-        while top and not _is_directory(entries.get(top)):
-            entries[top] = directory_entry(top, 0, 0)  # of a mode that neither side is known to have had
-            top = parent(top)
+        _stand_in_above(entries, path)
     return _pruned(entries)
 
 
-def tail_to_compare(shorter: Entry, longer: Entry) -> Optional[Tuple[Object, Object]]:
-    """Where a file may be a prefix of another: the last object of the shorter one and the object of the longer one
-    whose first bytes must be equal to it. None where the objects before already differ, or are cut differently."""
-    short, long = tuple(shorter.objects()), tuple(longer.objects())
-    if not short or len(long) < len(short) or short[:-1] != long[: len(short) - 1]:
-        return None
-    last, other = short[-1], long[len(short) - 1]
-    return (last, other) if other.offset == last.offset and other.size >= last.size else None
+def tails_to_compare(shorter: Entry, longer: Entry) -> Optional[Tuple[List[Object], List[Object]]]:
+    """Where a file may be a prefix of another: the objects of the shorter one behind those that both begin with, and
+    the objects of the longer one that cover them. None where that would be too much to read."""
+    short, long = list(shorter.objects()), list(longer.objects())
+    while short and long and short[0] == long[0]:
+        del short[0], long[0]
+    covering = [found for found in long if found.offset < shorter.size]
+    return (short, covering) if sum(found.size for found in covering) <= MAX_COMPARED else None
 
 
 def guard(plans: Iterable[Tuple[str, Plan, Manifest]], max_delete: Optional[int] = None) -> None:
@@ -213,7 +232,8 @@ def _mend_shape(
     policy: Policy,
 ) -> List[Clash]:
     """Make `result` a tree: bring back directories that something new needs; a name that one side holds as a
-    directory with things in it and the other as something else is a clash, settled as a whole."""
+    directory with things in it and the other as something else is a clash, settled as a whole. It stays one where the
+    source's side would cost the target something that is left out."""
     clashes: List[Clash] = []
     for path in sorted(result):
         if path not in result:
@@ -226,9 +246,10 @@ def _mend_shape(
                     result[top] = entry
                     top = parent(top)
                     continue
-            if policy.resolve is None:
+            takes_source = policy.resolve == SOURCE and not _leaves_out_below(top, have, want, policy.paths)
+            if not takes_source and policy.resolve != TARGET:
                 clashes.append(Clash(top, base.get(top), have.get(top), want.get(top)))
-            _take_below(result, top, want if policy.resolve == SOURCE else have)
+            _take_below(result, top, _chosen_of(want, have, policy.paths) if takes_source else have)
             break
     return clashes
 
@@ -242,6 +263,45 @@ def _take_below(result: Entries, top: bytes, side: Mapping[bytes, Entry]) -> Non
             result[path] = entry
 
 
+def _is_chosen(have: Optional[Entry], want: Optional[Entry], paths: Paths) -> bool:
+    """A path is left out as soon as what one of the sides has there is."""
+    return (have is None or have in paths) and (want is None or want in paths)
+
+
+def _chosen_of(side: Mapping[bytes, Entry], other: Mapping[bytes, Entry], paths: Paths) -> Mapping[bytes, Entry]:
+    """What is chosen of a side, and the directories that it needs."""
+    if not paths.leave_out:
+        return side
+    entries: Entries = {}
+    for path, entry in side.items():
+        if _is_chosen(entry, other.get(path), paths):
+            while path and path not in entries:
+                entries[path] = side[path]
+                path = parent(path)
+    return entries
+
+
+def _leaves_out_below(top: bytes, have: Mapping[bytes, Entry], want: Mapping[bytes, Entry], paths: Paths) -> bool:
+    """Does the target have something at or below `top` that is left out?"""
+    if not paths.leave_out:
+        return False
+    below = top + b"/"
+    return any(
+        not _is_chosen(entry, want.get(path), paths)
+        for path, entry in have.items()
+        if path == top or path.startswith(below)
+    )
+
+
+def _stand_in_above(entries: Entries, path: bytes, where: Optional[Collection[bytes]] = None) -> None:
+    """Put directories above `path` (`where`: as far as they are among these) that `entries` lacks, of a mode that
+    neither side is known to have had."""
+    top = parent(path)
+    while top and (where is None or top in where) and not _is_directory(entries.get(top)):
+        entries[top] = directory_entry(top, 0, 0)
+        top = parent(top)
+
+
 def _is_below(path: bytes, tops: Collection[bytes]) -> bool:
     while path and path not in tops:
         path = parent(path)
@@ -252,13 +312,14 @@ def _is_directory(entry: Optional[Entry]) -> bool:
     return entry is not None and entry.kind == DIRECTORY
 
 
-def _pruned(entries: Entries) -> Manifest:
-    """Without what no longer hangs together: a base that knows less only makes a sync more careful."""
+def _pruned(entries: Entries, *known: Manifest) -> Manifest:
+    """Without what no longer hangs together: a base that knows less only makes a sync more careful. One of `known`
+    where it is the same."""
     directories = {b""}
-    out = []
+    out = {}
     for path in sorted(entries):
         if parent(path) in directories:
-            out.append(entries[path])
+            out[path] = entries[path]
             if entries[path].kind == DIRECTORY:
                 directories.add(path)
-    return Manifest(out)
+    return Manifest.of(out, *known)

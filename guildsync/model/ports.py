@@ -190,6 +190,10 @@ class Writes(Protocol):
     def stage(self, pieces: Iterable[Piece]) -> None:
         """Keep objects for a commit. Calling it twice with the same piece is harmless."""
 
+    @property
+    def resumed(self) -> int:
+        """Bytes of objects that `missing` left out because an interrupted sync had brought them."""
+
 
 class Source(Reads, Protocol):
     """A replica that can be read."""
@@ -253,3 +257,9 @@ class Cache(Protocol):
     def load(self, kind: str, name: str) -> Optional[bytes]: ...
 
     def keep(self, kind: str, name: str, data: bytes) -> None: ...
+
+    def names(self, kind: str) -> List[str]:
+        """What is kept of a kind."""
+
+    def drop(self, kind: str, name: str) -> None:
+        """Keep it no longer; what is not kept is no error."""

@@ -11,3 +11,9 @@ class NoCache:
 
     def keep(self, kind: str, name: str, data: bytes) -> None:
         pass
+
+    def names(self, kind: str) -> list[str]:  # noqa: ARG002
+        return []
+
+    def drop(self, kind: str, name: str) -> None:
+        pass

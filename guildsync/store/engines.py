@@ -112,14 +112,15 @@ class ObstoreFileSystem(FsspecStore):
         return bytes(await self._spare._cat_file(path, start=start, end=end))  # noqa: SLF001 (both run in fsspec's loop)
 
     async def _ls(self, path: str, detail: bool = False, **_: Any) -> Any:
+        bucket, name = self._split_path(self._strip_protocol(path))
         try:
-            rows: list[dict[str, Any]] = await super()._ls(path, detail=True)
-        except FileNotFoundError:
-            if "/" in path.strip("/"):
-                raise
-            rows = []  # a bucket with nothing in it is there
+            found = await self._construct_store(bucket).list_with_delimiter_async(name or None)
         except GenericError as exc:
-            raise _absent(path, exc) from exc
+            raise _absent(bucket, exc) from exc
+        rows = [_file(bucket, row) for row in found["objects"]]
+        rows += [{"name": f"{bucket}/{top}", "size": 0, "type": "directory"} for top in found["common_prefixes"]]
+        if not rows and name:
+            raise FileNotFoundError(path)  # a bucket with nothing in it is there
         return rows if detail else sorted(row["name"] for row in rows)
 
     async def _find(self, path: str, maxdepth: int | None = None, withdirs: bool = False, **options: Any) -> Any:
@@ -131,15 +132,21 @@ class ObstoreFileSystem(FsspecStore):
         try:
             async for rows in self._construct_store(bucket).list(name or None):
                 for row in rows:
-                    found[f"{bucket}/{row['path']}"] = {
-                        "name": f"{bucket}/{row['path']}",
-                        "size": row["size"],
-                        "type": "file",
-                        "e_tag": row["e_tag"],
-                    }
+                    found[f"{bucket}/{row['path']}"] = _file(bucket, row)
         except GenericError as exc:
             raise _absent(bucket, exc) from exc
         return found if options.get("detail") else sorted(found)
+
+
+def _file(bucket: str, row: Any) -> dict[str, Any]:
+    """What fsspec wants of a file; FsspecStore leaves out since when it is there."""
+    return {
+        "name": f"{bucket}/{row['path']}",
+        "size": row["size"],
+        "type": "file",
+        "e_tag": row["e_tag"],
+        "last_modified": row["last_modified"],
+    }
 
 
 def _absent(path: str, exc: GenericError) -> Exception:

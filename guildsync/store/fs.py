@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import uuid
@@ -9,14 +10,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
-
-SLOWEST = 128 << 10
-"""Bytes a second that a connection must do at least: each file gets that much more time by its size."""
 
 _CODE_OF_S3 = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 _ENDINGS_OF_AUTHENTICATION = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
@@ -58,6 +57,20 @@ _PROVIDERS = {
 """What is not listed here is taken to guarantee nothing: a rename, and no order."""
 
 
+_TIMES = ("LastModified", "last_modified", "modified", "updated", "mtime", "created")
+
+
+class Size(int):
+    """Bytes of a file, and when it got them by the store's clock, in seconds since the epoch; None: it does not say."""
+
+    modified: float | None
+
+    def __new__(cls, size: int, modified: float | None = None) -> Size:
+        made = super().__new__(cls, size)
+        made.modified = modified
+        return made
+
+
 class Absent(Exception):
     """No object of that name is there."""
 
@@ -77,7 +90,7 @@ class Files:
         self.where = where
         self.provider = provider
 
-    def list(self, directory: str, deep: bool = False) -> dict[str, int]:
+    def list(self, directory: str, deep: bool = False) -> dict[str, Size]:
         """The sizes in bytes of all files in a directory (`deep`: below it) by name relative to the root; empty
         where there is no such directory."""
         path = self._path(directory).rstrip("/")
@@ -89,7 +102,7 @@ class Files:
                 return {}
             top, marker = self.root.lstrip("/") + "/", path.strip("/")
             return {
-                info["name"].lstrip("/").removeprefix(top): info["size"]
+                info["name"].lstrip("/").removeprefix(top): Size(info["size"] or 0, _modified(info))
                 for info in found
                 # Buckets mark a folder by an object of its name, some clients show it without the slash at its end.
                 if info["type"] == "file" and info["name"].strip("/") != marker and not info["name"].endswith("/")
@@ -103,14 +116,17 @@ class Files:
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a file, fewer at its end; raises Absent."""
         with self._translated(name):
-            return bytes(self._call("cat_file", self._path(name), size=stop - start, start=start, end=stop))
+            return bytes(self._call("cat_file", self._path(name), start=start, end=stop))
 
     def put(self, name: str, data: bytes) -> None:
         """Make a file whole and durable, or leave nothing under its name. Putting the same bytes again is harmless."""
         path = self._path(name)
         with self._translated(name):
             if self.provider.whole_put:
-                self._call("pipe_file", path, data, size=len(data))
+                try:
+                    self._call("pipe_file", path, data, seconds=self._total / 3)
+                except TimeoutError:  # the connection may have died without a word: once more, by another one
+                    self._call("pipe_file", path, data, seconds=self._total * 2 / 3)
                 return
             directory = path.rpartition("/")[0]
             self.fs.makedirs(directory, exist_ok=True)
@@ -142,7 +158,7 @@ class Files:
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def _call(self, method: str, *args: Any, size: int = 0, **options: Any) -> Any:
+    def _call(self, method: str, *args: Any, seconds: float | None = None, **options: Any) -> Any:
         """One call of the filesystem. Where it can be given up it is, when its time is over or on Ctrl-C; what then
         became of a put nobody knows."""
         if not getattr(self.fs, "async_impl", False):
@@ -150,7 +166,7 @@ class Files:
         import asyncio  # the filesystem has it already; what is local starts without
 
         call = asyncio.run_coroutine_threadsafe(getattr(self.fs, f"_{method}")(*args, **options), self.fs.loop)
-        seconds = self._total + size / SLOWEST
+        seconds = seconds or self._total
         try:
             return call.result(seconds)
         except StillRunning as exc:
@@ -191,6 +207,17 @@ class Files:
             raise _translation(self.where, exc) from exc
 
 
+def _modified(info: Mapping[str, Any]) -> float | None:
+    """The latest time that a filesystem gives: a rename leaves one of them what it was before the file was there."""
+    times = [info[key] for key in _TIMES if key in info]
+    seconds = [
+        time.timestamp() if isinstance(time, datetime) else float(time)
+        for time in times
+        if isinstance(time, (int, float)) or (isinstance(time, datetime) and time.tzinfo is not None)
+    ]
+    return max(seconds, default=None)
+
+
 def _translation(where: str, exc: Exception) -> GuildsyncError:
     kind = type(exc).__name__
     text = _words(exc)
@@ -201,6 +228,8 @@ def _translation(where: str, exc: Exception) -> GuildsyncError:
         return Refused(f"{where}: {text}", "set AWS_PROFILE or the remote's `profile`, or log in first")
     if isinstance(exc, (ConnectionError, TimeoutError)) or "Timeout" in kind or "Connect" in kind or "Endpoint" in kind:
         return Unreachable(f"{where} cannot be reached: {text}", "check the network and the address; then try again")
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Unreachable(f"{where}: {text}", "make room there; then the same command goes on")
     if isinstance(exc, OSError) or kind == "GenericError":  # obstore's, for whatever HTTP brought
         return Unreachable(f"{where}: {text}")
     return GuildsyncError(f"{where}: {kind}: {text}")
@@ -308,8 +337,10 @@ def _lacking(where: S3, keys: Keys | None) -> str | None:
         return "it would write names below this root in another way"
     if not where.region and not where.endpoint_url:
         return "it does not look for the bucket's region"
-    foreign = sorted(name for name in os.environ if name.startswith(_BEYOND_OBSTORE))
-    return f"it does not heed {foreign[0]}" if foreign else None
+    foreign = {name for name in os.environ if name.startswith(_BEYOND_OBSTORE)}
+    if (where.endpoint_url or "").startswith("http://"):
+        foreign.discard("AWS_CA_BUNDLE")  # nothing there has a certificate
+    return f"it does not heed {min(foreign)}" if foreign else None
 
 
 def _plain(root: str) -> bool:

@@ -26,6 +26,7 @@ TAG = "tag:"
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NAME = re.compile(rf"([0-9]{{16}})-({_UUID})\Z")
+_OPTIONAL = ("sums", "tables")
 _FIRST_LINE = re.compile(rb"guildsync-journal ([0-9]{1,9})(?: ([0-9a-f]{64})\n)?")
 
 
@@ -105,12 +106,17 @@ def join(states: Iterable[Facts]) -> Facts:
 
 @dataclass(frozen=True)
 class Commit:
-    """One immutable object of the journal; `id` is a uuid4."""
+    """One immutable object of the journal; `id` is a uuid4.
+
+    A checkpoint is a commit whose facts hold all those of other entries: `sums` are their names, `tables` the index
+    objects that go with it, both sorted. Neither is a fact: they save requests, and say what may be deleted."""
 
     store: str
     sequence: int
     id: str
     facts: Facts
+    sums: tuple[str, ...] = ()
+    tables: tuple[Digest, ...] = ()
 
     @property
     def name(self) -> str:
@@ -143,6 +149,7 @@ def encode(commit: Commit) -> bytes:
     """The commit's bytes. Raises Damaged for a commit that `decode` would refuse: nobody could ever mend it there."""
     facts = {kind: sorted(rows) for kind in KINDS if (rows := getattr(commit.facts, kind))}
     value = {"store": commit.store, "sequence": commit.sequence, "commit": commit.id, "facts": facts}
+    value |= {key: list(names) for key in _OPTIONAL if (names := getattr(commit, key))}
     try:
         data = canonical(value)
         readable = len(data) <= MAX_DECODED and _commit(json.loads(data)) == commit
@@ -193,12 +200,17 @@ def _commit(value: Any) -> Commit:
     """Checks everything; raises Damaged, and ValueError or RecursionError for what is wrong inside JSON."""
     if not isinstance(value, dict) or not isinstance(value.get("facts"), dict):
         raise Damaged("it is not a commit")
-    unknown = (value.keys() - {"store", "sequence", "commit", "facts"}) | (value["facts"].keys() - _FACTS.keys())
+    known = {"store", "sequence", "commit", "facts", *_OPTIONAL}
+    unknown = (value.keys() - known) | (value["facts"].keys() - _FACTS.keys())
     if unknown:
         raise _newer(f"unknown: {min(unknown)}")
     facts = Facts(**{kind: frozenset(map(_FACTS[kind], _list(rows))) for kind, rows in value["facts"].items()})
     store, sequence, commit = (value.get(key) for key in ("store", "sequence", "commit"))
-    return Commit(_store_id(store), _sequence(sequence), _commit_id(commit), facts)
+    sums, tables = _ascending(value.get("sums", []), _entry_name), _ascending(value.get("tables", []), checked_digest)
+    found = Commit(_store_id(store), _sequence(sequence), _commit_id(commit), facts, sums, tables)
+    if sums and sums[-1] >= found.name:  # else two checkpoints could sum up each other
+        raise Damaged("it sums up what sorts after it")
+    return found
 
 
 def _list(value: Any, length: int | None = None) -> list[Any]:
@@ -217,6 +229,12 @@ _store_id = partial(_shaped, "[0-9a-f]{32}")
 _commit_id = partial(_shaped, _UUID)
 _version_id = partial(_shaped, _UUID + "/[0-9a-f]{32}")
 _edit_id = partial(_shaped, _UUID + "/[0-9]{1,9}")
+
+
+def _entry_name(value: Any) -> str:
+    name = _shaped(_NAME.pattern, value)
+    split_name(name)
+    return name
 
 
 def _sequence(value: Any) -> int:

@@ -1,4 +1,4 @@
-"""The objects of a store: found through the indices of packs, fetched by few ranged reads, put in packs."""
+"""The objects of a store: found through the indices of packs, fetched by few ranged reads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from concurrent.futures import Executor, Future
 from guildsync.errors import Damaged
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import Cache
+from guildsync.store.checkpoint import decode_table, table_path
 from guildsync.store.fs import Absent, Files
 from guildsync.store.journal import PackFact
-from guildsync.store.pack import Packer, Row, SealedPack, coalesce, index_range, pack_path, read_index, unpack
-from guildsync.store.view import View
+from guildsync.store.pack import Row, SealedPack, coalesce, index_range, pack_path, read_index, unpack
 
 CACHED = "index"
-IN_FLIGHT = 4
+FEW = 8
+"""So many indices are read from their packs without a look at index objects."""
 
 Index = dict[Digest, Row]
 Found = tuple[str, Row]
@@ -25,13 +26,25 @@ Found = tuple[str, Row]
 class Objects:
     """Where objects lie. Indices are immutable, so each is fetched once; all that is read is verified."""
 
-    def __init__(self, files: Files, cache: Cache, pool: Executor) -> None:
-        self._files, self._cache, self._pool = files, cache, pool
+    def __init__(self, files: Files, cache: Cache, pool: Executor, jobs: int) -> None:
+        """`jobs`: reads of packs at a time, on the threads of `pool`."""
+        self._files, self._cache, self._pool, self._jobs = files, cache, pool, jobs
         self._indices: dict[str, Index] = {}
+        self._tables: set[str] = set()
+        self._tabled: dict[Digest, bytes] = {}
 
-    def load(self, facts: Iterable[PackFact]) -> dict[str, Damaged | Absent]:
-        """Fetch the indices of packs that are not known yet; those that cannot be had come back with the reason."""
-        wanted = [fact for fact in facts if fact.name not in self._indices]
+    def load(self, facts: Iterable[PackFact], tables: Collection[Digest] = ()) -> dict[str, Damaged | Absent]:
+        """Fetch the indices of packs that are not known yet; those that cannot be had come back with the reason. Many
+        come out of the index objects `tables`; one of these that cannot be had is no loss."""
+        unknown = [fact for fact in facts if fact.name not in self._indices]
+        wanted = []
+        for fact, index in zip(unknown, self._pool.map(self._cached, unknown), strict=True):
+            if index is not None:
+                self._indices[fact.name] = index
+            else:
+                wanted.append(fact)
+        if len(wanted) > max(FEW, len(tables)):
+            self._fetch_tables(tables)
         failed: dict[str, Damaged | Absent] = {}
         for fact, result in zip(wanted, self._pool.map(self._index, wanted), strict=True):
             if isinstance(result, dict):
@@ -39,6 +52,21 @@ class Objects:
             else:
                 failed[fact.name] = result
         return failed
+
+    def load_cached(self, facts: Iterable[PackFact]) -> None:
+        """Load the indices that are cached, without a request."""
+        for fact in facts:
+            index = self._indices.get(fact.name) or self._cached(fact)
+            if index is not None:
+                self._indices[fact.name] = index
+
+    def is_there(self, fact: PackFact) -> bool:
+        """Does the pack lie in the store, with its index? One request."""
+        try:
+            read_index(fact, self._files.read(pack_path(fact.name), *index_range(fact)))
+        except (Damaged, Absent):
+            return False
+        return True
 
     def find(
         self, digests: Iterable[Digest], packs: Iterable[str], tried: Collection[tuple[str, Digest]] = ()
@@ -85,20 +113,37 @@ class Objects:
         under_way: deque[tuple[tuple[str, int, int, tuple[Row, ...]], Future[bytes]]] = deque()
         for span in spans:
             under_way.append((span, self._pool.submit(self._files.read, pack_path(span[0]), span[1], span[2])))
-            if len(under_way) > IN_FLIGHT:
+            if len(under_way) > self._jobs:
                 yield under_way.popleft()
         yield from under_way
 
-    def _index(self, fact: PackFact) -> Index | Damaged | Absent:
+    def _cached(self, fact: PackFact) -> Index | None:
+        cached = self._cache.load(CACHED, fact.name)
         try:
-            cached = self._cache.load(CACHED, fact.name)
-            if cached is not None:
-                try:
-                    return read_index(fact, cached)
-                except Damaged:
-                    pass  # the cache is only a cache
-            data = self._files.read(pack_path(fact.name), *index_range(fact))
-            index = read_index(fact, data)
+            return None if cached is None else read_index(fact, cached)
+        except Damaged:
+            return None  # the cache is only a cache
+
+    def _fetch_tables(self, names: Iterable[Digest]) -> None:
+        new = [name for name in names if name not in self._tables]
+        self._tables.update(new)
+        for found in self._pool.map(self._table, new):
+            self._tabled.update(found)
+
+    def _table(self, name: Digest) -> dict[Digest, bytes]:
+        try:
+            return decode_table(name, self._files.get(table_path(name)))
+        except (Damaged, Absent):
+            return {}  # what the packs say themselves is what counts
+
+    def _index(self, fact: PackFact) -> Index | Damaged | Absent:
+        data = self._tabled.pop(fact.name, b"")
+        try:
+            try:
+                index = read_index(fact, data)
+            except Damaged:
+                data = self._files.read(pack_path(fact.name), *index_range(fact))
+                index = read_index(fact, data)
         except (Damaged, Absent) as exc:
             return exc
         self._cache.keep(CACHED, fact.name, data)
@@ -109,58 +154,3 @@ class Objects:
         self._indices[sealed.fact.name] = {row.digest: row for row in sealed.index}
         start, stop = index_range(sealed.fact)
         self._cache.keep(CACHED, sealed.fact.name, sealed.data[start:stop])
-
-
-class Stage:
-    """Objects on their way into new packs. A few uploads are under way; none is relied on before it is confirmed."""
-
-    def __init__(self, files: Files, objects: Objects, pool: Executor) -> None:
-        self._files, self._objects, self._pool = files, objects, pool
-        self._packer = Packer()
-        self._uploads: deque[Future[PackFact]] = deque()
-        self._digests: set[Digest] = set()
-        self._confirmed: dict[str, PackFact] = {}
-        self._own: set[str] = set()
-
-    def __contains__(self, digest: Digest) -> bool:
-        return digest in self._digests
-
-    def add(self, digest: Digest, data: bytes) -> None:
-        """Keep an object whose digest the caller has verified."""
-        if digest in self._digests:
-            return
-        self._digests.add(digest)
-        self._packer.add(digest, data)
-        if self._packer.full:
-            self._send()
-
-    def flush(self) -> dict[str, PackFact]:
-        """Send what is left and wait until all packs are confirmed; answers every pack since `forget`."""
-        if self._packer.objects:
-            self._send()
-        self._wait(0)
-        return dict(self._confirmed)
-
-    def forget(self, lost: View) -> None:
-        """The packs are in the journal. What lies in one that is condemned must be staged anew if it is wanted."""
-        bad = lost.facts.condemned | lost.facts.dropped
-        for name in bad & self._own:
-            self._digests -= self._objects.index(name).keys()
-        self._confirmed.clear()
-
-    def _send(self) -> None:
-        sealed = self._packer.seal()
-        self._packer = Packer()
-        self._uploads.append(self._pool.submit(self._put, sealed))
-        self._wait(IN_FLIGHT - 1)
-
-    def _put(self, sealed: SealedPack) -> PackFact:
-        self._files.put(pack_path(sealed.fact.name), sealed.data)
-        self._objects.keep(sealed)
-        return sealed.fact
-
-    def _wait(self, most: int) -> None:
-        while len(self._uploads) > most:
-            fact = self._uploads.popleft().result()
-            self._confirmed[fact.name] = fact
-            self._own.add(fact.name)

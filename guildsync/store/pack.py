@@ -27,7 +27,8 @@ ROW = struct.Struct(">32sQQQB")
 TRAILER = struct.Struct(">Q32s8s")
 
 RAW, ZSTD = 0, 1
-TARGET = 32 << 20
+LARGEST_PACK = 16 << 20
+"""Bytes from which a pack is full, without its index; on slow links they are smaller."""
 MAX_RAW = 1 << 30
 """No object is larger, packed or not."""
 MAX_INDEX = 256 << 20
@@ -75,7 +76,7 @@ def pack_path(name: str) -> str:
 class Packer:
     """Collects objects for one pack; spent once it is sealed. Keeps references to the bytes it is given."""
 
-    def __init__(self, target: int = TARGET, salt: bytes | None = None) -> None:
+    def __init__(self, target: int = LARGEST_PACK, salt: bytes | None = None) -> None:
         """`target`: the size in bytes from which it is full. `salt`: 16 bytes that are never used again."""
         salt = os.urandom(SALT) if salt is None else salt
         if len(salt) != SALT:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guildsync.errors import DAMAGED, Damaged, GuildsyncError, Problem, Unreachable
+from guildsync.model.manifest import Digest
 from guildsync.model.ports import Cache
-from guildsync.store.fs import Absent, Files
+from guildsync.store.fs import Absent, Files, Size
 from guildsync.store.journal import Commit, Facts, decode, encode, join, next_sequence, split_name
 from guildsync.store.view import View
 
@@ -19,73 +21,129 @@ DIRECTORY = "journal"
 CACHED = "journal"
 POSITION = "position"
 
+GRACE_AT_LEAST = 600.0
+"""Seconds that a checkpoint is there, for everybody, before anything is deleted that it sums up (rule K4)."""
+
 _ATTEMPTS = 10
+_WAVE = 8
+"""How many entries a reader fetches before it looks which of the others it still needs; twice as many each time."""
+
+
+def _now() -> tuple[float, float]:
+    """Seconds. The first may be set back, the second may stand still while the computer sleeps."""
+    return time.time(), time.monotonic()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the journal says now. With problems some of it could not be read: nobody may write from it (rule V3)."""
+    """What the journal says now. With problems some of it could not be read: nobody may write from it (rule V3).
+
+    `names` are all entries that are there, `checkpoints` those of them that sum up others, `modified` the times since
+    when they are there, by the store's clock, in seconds, as far as it says so."""
 
     view: View
     names: frozenset[str]
     problems: tuple[Problem, ...]
+    checkpoints: tuple[Commit, ...] = ()
+    modified: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def next_sequence(self) -> int:
         return next_sequence(self.view.facts, self.names)
 
+    @property
+    def tables(self) -> tuple[Digest, ...]:
+        """The index objects that checkpoints name."""
+        return tuple(sorted({table for checkpoint in self.checkpoints for table in checkpoint.tables}))
+
 
 class Journal:
     """Reads and writes the journal. Entries are immutable, so one that was read once is never fetched again."""
 
-    def __init__(self, files: Files, cache: Cache, pool: Executor, warn: Callable[[str], None]) -> None:
-        self._files, self._cache, self._pool, self._warn = files, cache, pool, warn
-        self._states: dict[str, Facts] = {}
+    def __init__(
+        self,
+        files: Files,
+        cache: Cache,
+        pool: Executor,
+        warn: Callable[[str], None],
+        clock: Callable[[], tuple[float, ...]] = _now,
+    ) -> None:
+        self._files, self._cache, self._pool, self._warn, self._clock = files, cache, pool, warn, clock
+        self._commits: dict[str, Commit] = {}
         self._known = False
         self._joined: tuple[frozenset[str], View] | None = None
 
     def read(self) -> Reading:
-        """The union of all entries that a LIST started now shows; an entry that goes away meanwhile was summed up,
-        so the LIST is made again (rule L4)."""
+        """The union of all entries that a LIST started now shows. An entry that goes away meanwhile was summed up, so
+        the LIST is made again (rule L4); so is one that took so long that, where listings have no order, a checkpoint
+        may have been put and what it sums up deleted meanwhile (K4)."""
         for _ in range(_ATTEMPTS):
-            names = self._list()
+            before = self._clock()
+            listed = self._list()
+            if max(now - then for then, now in zip(before, self._clock(), strict=True)) > GRACE_AT_LEAST / 2:
+                continue
+            names = frozenset(listed)
             try:
                 problems = self._load(names)
             except Absent:
                 continue
-            view = self._view(frozenset(name for name in names if name in self._states))
+            known = names & self._commits.keys()
+            view = self._view(known)
             if not problems:
                 self._note_position(view, names)
-            return Reading(view, names, problems)
-        raise Unreachable(f"the journal of {self._files.where} changes each time it is read", "try again")
+            checkpoints = tuple(self._commits[name] for name in sorted(known) if self._commits[name].sums)
+            modified = {name: size.modified for name, size in listed.items() if size.modified is not None}
+            return Reading(view, names, problems, checkpoints, modified)
+        said = f"the journal of {self._files.where} changes each time it is read, or takes too long to be listed"
+        raise Unreachable(said, "try again")
 
     def put(self, commit: Commit) -> None:
         """Confirmed when it returns. The name never repeats, so putting the same bytes again is harmless."""
         data = encode(commit)
         self._files.put(f"{DIRECTORY}/{commit.name}", data)
-        self._states[commit.name] = commit.state
+        self._commits[commit.name] = commit
         self._known = True
         self._cache.keep(CACHED, commit.name, data)
 
-    def _list(self) -> frozenset[str]:
-        found = (path.removeprefix(DIRECTORY + "/") for path in self._files.list(DIRECTORY))
-        return frozenset(name for name in found if not name.startswith("."))
+    def is_sound(self, name: str) -> bool:
+        """The entry itself is there and whole, not only what this home's cache has of it."""
+        try:
+            decode(name, self._files.get(f"{DIRECTORY}/{name}"))
+        except (Damaged, Absent):
+            return False
+        return True
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete entries that a checkpoint sums up which everybody sees (K2, K4); one that is gone is no error."""
+        for _ in self._pool.map(self._files.remove, [f"{DIRECTORY}/{name}" for name in names]):
+            pass
+
+    def _list(self) -> dict[str, Size]:
+        found = ((path.removeprefix(DIRECTORY + "/"), size) for path, size in self._files.list(DIRECTORY).items())
+        return {name: size for name, size in found if not name.startswith(".")}
 
     def _load(self, names: frozenset[str]) -> tuple[Problem, ...]:
-        wanted = sorted(names - self._states.keys())
-        problems = []
-        for name, (state, problem) in zip(wanted, self._pool.map(self._load_one, wanted), strict=True):
-            if state is not None:
-                self._states[name] = state
-            if problem is not None:
-                problems.append(problem)
-        return tuple(problems)
+        """Fetch what is listed and not known yet, the newest first; not what a checkpoint that is listed and known sums
+        up, which joining would add nothing to. Such an entry may even be unreadable: nobody needs it."""
+        summed = {name for known in names & self._commits.keys() for name in self._commits[known].sums}
+        problems: dict[str, Problem] = {}
+        left, wave = sorted(names - self._commits.keys(), reverse=True), _WAVE
+        while left := [name for name in left if name not in summed]:
+            some, left = left[:wave], left[wave:]
+            for name, found in zip(some, self._pool.map(self._load_one, some), strict=True):
+                if isinstance(found, Commit):
+                    self._commits[name] = found
+                    summed.update(found.sums)
+                else:
+                    problems[name] = found
+            wave *= 2
+        return tuple(problem for name, problem in sorted(problems.items()) if name not in summed)
 
-    def _load_one(self, name: str) -> tuple[Facts | None, Problem | None]:
+    def _load_one(self, name: str) -> Commit | Problem:
         cached = self._cache.load(CACHED, name)
         if cached is not None:
             try:
-                return decode(name, cached).state, None
+                return decode(name, cached)
             except Damaged:
                 pass  # the cache is only a cache
         try:
@@ -93,13 +151,15 @@ class Journal:
             data = self._files.get(f"{DIRECTORY}/{name}")
             commit = decode(name, data)
         except Damaged as exc:
-            return None, Problem("", f"{DIRECTORY}/{name}".encode(), DAMAGED, exc.message)
+            return Problem("", f"{DIRECTORY}/{name}".encode(), DAMAGED, exc.message)
         self._cache.keep(CACHED, name, data)
-        return commit.state, None
+        return commit
 
     def _view(self, names: frozenset[str]) -> View:
         if self._joined is None or self._joined[0] != names:
-            self._joined = (names, View(join(self._states[name] for name in names)))
+            commits = [self._commits[name] for name in names]
+            stores = Facts(stores=frozenset(commit.store for commit in commits))
+            self._joined = (names, View(join([stores, *(commit.facts for commit in commits)])))
         return self._joined[1]
 
     def _require_format(self) -> None:

@@ -12,27 +12,41 @@ from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
 from guildsync.model.ports import Cache, Known, Lost, Piece, Scan, Step, Update, Want
 from guildsync.model.run import Metadata, Record, RunId
 from guildsync.store.cache import NoCache
+from guildsync.store.checkpoint import GRACE, Checkpointer
 from guildsync.store.draft import Draft, good_packs, summary_of
 from guildsync.store.fs import Absent, Files
 from guildsync.store.journal import Version
-from guildsync.store.objects import Objects, Stage
+from guildsync.store.objects import Objects
 from guildsync.store.pack import pack_path
 from guildsync.store.reading import FORMAT, FORMAT_NAME, Journal, Reading
+from guildsync.store.stage import Stage
 from guildsync.store.view import View
 
+JOBS = 4
+"""Requests for packs at a time, at most."""
 _THREADS = 8
+"""Requests at a time for what is small."""
 
 
 class Store:
     """A store as a replica (`model.ports.Replica`). One instance serves one operation; `close` ends its threads."""
 
-    def __init__(self, files: Files, cache: Cache | None = None, warn: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        files: Files,
+        cache: Cache | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+        grace: float = GRACE,
+        jobs: int = JOBS,
+    ) -> None:
+        """`grace`: seconds for which what nobody needs any more is kept. `jobs`: packs on their way at a time."""
         cache = cache or NoCache()
         self._files = files
-        self._pool = ThreadPoolExecutor(_THREADS)
+        self._pool = ThreadPoolExecutor(max(_THREADS, jobs))
         self._journal = Journal(files, cache, self._pool, warn)
-        self._objects = Objects(files, cache, self._pool)
-        self._stage = Stage(files, self._objects, self._pool)
+        self._objects = Objects(files, cache, self._pool, jobs)
+        self._checkpointer = Checkpointer(files, self._journal, self._objects, grace)
+        self._stage = Stage(files, self._objects, cache, self._pool, jobs)
         self._reading: Reading | None = None
         self._listed = False
         self._made_id = uuid.uuid4().hex
@@ -53,6 +67,10 @@ class Store:
     @property
     def is_there(self) -> bool:
         return bool(self._read().names)
+
+    @property
+    def resumed(self) -> int:
+        return self._stage.taken_over
 
     @property
     def problems(self) -> Sequence[Problem]:
@@ -122,7 +140,9 @@ class Store:
                 yield Problem("", path.encode(), MISSING, "a pack that runs need is not there")
             elif sizes[path] != fact.size:
                 yield Problem("", path.encode(), DAMAGED, f"a pack has {sizes[path]} bytes, not {fact.size}")
-        failed = self._load(view.needed_packs())
+        needed = view.needed_packs()
+        # What the packs say themselves: no index object vouches for them.
+        failed = self._objects.load(fact for fact in view.facts.adds if fact.name in needed)
         for pack, reason in failed.items():
             if isinstance(reason, Damaged):
                 yield Problem("", pack_path(pack).encode(), DAMAGED, reason.message)
@@ -164,8 +184,9 @@ class Store:
         view = self._read().view
         self._load(good_packs(view))
         digests = {want.digest for want in wanted}
-        there = self._objects.find(digests, good_packs(view))
-        return {digest for digest in digests if digest not in there and digest not in self._stage}
+        missing = digests - self._objects.find(digests, good_packs(view)).keys()
+        self._stage.take_over(missing, view.facts)
+        return {digest for digest in missing if digest not in self._stage}
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         self._require_writable()
@@ -200,7 +221,8 @@ class Store:
             self._files.put(FORMAT_NAME, canonical({"about": "a guildsync store", "format": FORMAT}))
         self._journal.put(commit)
         after = self._read(anew=True)
-        self._stage.forget(after.view)
+        self._stage.forget(after.view.facts)
+        self._checkpointer.tidy(after, commit.name)
         return problems + draft.proof(after.view)
 
     # -- inside
@@ -224,7 +246,8 @@ class Store:
 
     def _load(self, packs: Iterable[str]) -> dict[str, Damaged | Absent]:
         wanted = set(packs)
-        return self._objects.load(fact for fact in self._read().view.facts.adds if fact.name in wanted)
+        reading = self._read()
+        return self._objects.load((fact for fact in reading.view.facts.adds if fact.name in wanted), reading.tables)
 
     def _fetched_manifests(self, view: View, wanted: dict[RunId, Version]) -> Iterator[Scan]:
         by_digest: dict[Digest, list[Version]] = {}

@@ -19,6 +19,7 @@ class Descent:
 
     def __init__(self, root: int) -> None:
         """Takes the descriptor over: it is closed with the descent."""
+        self._path = b""
         self._names: List[bytes] = []
         self._fds = [root]
 
@@ -36,6 +37,9 @@ class Descent:
 
         With `mode`, directories that are not there are made. Raises OSError where a component is no directory.
         """
+        if path == self._path:
+            return self._fds[-1]
+        self._path = b"\0"  # no directory's, should this end halfway
         names = path.split(b"/") if path else []
         shared = 0
         while shared < min(len(names), len(self._names)) and names[shared] == self._names[shared]:
@@ -51,6 +55,7 @@ class Descent:
                     pass
             self._fds.append(open_directory(name, self._fds[-1]))
             self._names.append(name)
+        self._path = path
         return self._fds[-1]
 
     def place(self, path: bytes) -> Tuple[int, bytes]:

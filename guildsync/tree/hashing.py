@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from guildsync.model.manifest import PART_SIZE, Digest, Entry, Part
@@ -20,16 +22,19 @@ SHORT_PART = 256 << 10
 """Parts below this come from growth in small steps."""
 
 _ATTEMPTS = 3
+_WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 _SHORT_PARTS = 16
 
 
 class Hashed(NamedTuple):
-    """What a file held: its size, the digest of its bytes, and the parts they are kept as."""
+    """What a file held: its size, the digest of its bytes, and the parts they are kept as. `data` are the bytes where
+    they are one object."""
 
     size: int
     digest: Digest
     parts: Tuple[Part, ...]
     mtime_ns: int
+    data: Optional[bytes] = None
 
 
 class Torn(Exception):
@@ -38,12 +43,13 @@ class Torn(Exception):
 
 def hash_bytes(data: bytes, mtime_ns: int) -> Hashed:
     """`data` as if it were a whole file."""
+    if len(data) <= PART_SIZE:
+        return Hashed(len(data), Digest(hashlib.sha256(data).hexdigest()), (), mtime_ns, data)
     parts = []
-    if len(data) > PART_SIZE:
-        view = memoryview(data)
-        for start in range(0, len(data), PART_SIZE):
-            piece = view[start : start + PART_SIZE]
-            parts.append(Part(Digest(hashlib.sha256(piece).hexdigest()), len(piece)))
+    view = memoryview(data)
+    for start in range(0, len(data), PART_SIZE):
+        piece = view[start : start + PART_SIZE]
+        parts.append(Part(Digest(hashlib.sha256(piece).hexdigest()), len(piece)))
     return Hashed(len(data), Digest(hashlib.sha256(data).hexdigest()), tuple(parts), mtime_ns)
 
 
@@ -57,6 +63,10 @@ def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None
     cut = cut or even
     for _ in range(_ATTEMPTS):
         now = os.fstat(fd)
+        if now.st_size <= PART_SIZE:
+            data = os.pread(fd, now.st_size + 1, 0)
+            if len(data) == now.st_size and _unchanged(now, os.fstat(fd)):
+                return hash_bytes(data, now.st_mtime_ns)
         first = _hash(fd, now.st_size, before, cut)
         after = os.fstat(fd)
         if first is None:
@@ -74,6 +84,24 @@ def read_file(fd: int) -> Tuple[bytes, os.stat_result]:
         if len(data) == before.st_size and _unchanged(before, os.fstat(fd)):
             return data, before
     raise Torn
+
+
+def write_back(fd: int) -> None:
+    """Have the pages written that a memory-mapped writer dirtied: its next touch changes the file's times again."""
+    sync = _sync_file_range()
+    if sync is None or sync(fd, 0, 0, _WRITE_AND_WAIT) != 0:
+        os.fsync(fd)
+
+
+@functools.lru_cache(maxsize=None)
+def _sync_file_range() -> Optional[Callable[[int, int, int, int], int]]:
+    """Pages alone, without a flush of the device; None where the system cannot."""
+    import ctypes
+
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
 
 
 def _unchanged(one: os.stat_result, other: os.stat_result) -> bool:
@@ -110,9 +138,12 @@ def _hash(fd: int, size: int, before: Optional[Entry], cut: Cut) -> Optional[Tup
         count += _add(whole, even(fd, start, size))
     else:
         parts += kept if start else ()
-        for piece in cut(fd, start, size):
-            count += _add(whole, [piece])
-            parts.append(Part(Digest(hashlib.sha256(piece).hexdigest()), len(piece)))
+        with ThreadPoolExecutor(1) as other:  # hashing lets go of the interpreter
+            for piece in cut(fd, start, size):
+                added = other.submit(whole.update, piece)
+                parts.append(Part(Digest(hashlib.sha256(piece).hexdigest()), len(piece)))
+                added.result()
+                count += len(piece)
     return (Digest(whole.hexdigest()), tuple(parts)) if count == size else None
 
 

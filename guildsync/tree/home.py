@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from contextlib import contextmanager
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
 from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest, digest_of
@@ -69,7 +69,7 @@ class Home:
             os.makedirs(self.trash, exist_ok=True)
             os.makedirs(self.state, mode=0o700, exist_ok=True)
         except OSError as exc:
-            raise _translated(self.text, exc) from exc
+            raise translated(self.text, exc) from exc
 
     @property
     def identity(self) -> str:
@@ -85,7 +85,7 @@ class Home:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            raise _translated(self.text, exc) from exc
+            raise translated(self.text, exc) from exc
         except ValueError as exc:
             raise Damaged(f"{self.text}/.guildsync/identity is not readable", "restore it, or remove it") from exc
         if not isinstance(value, dict):
@@ -179,12 +179,18 @@ class Home:
             except OSError:
                 continue  # nothing was ever staged there, or it is not ours to remove
 
+    def beside_runs(self) -> bytes:
+        """A directory of ours on the filesystem of the runs."""
+        same = os.stat(self.state).st_dev == os.stat(self.runs).st_dev
+        path = self.state if same else os.path.join(self.runs, b".guildsync")
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        return path
+
     def staging(self) -> Staging:
         """A new directory for bytes that nobody sees yet, on the filesystem of the runs. Leftovers of dead
         processes are removed."""
         self.prepare()
-        same = os.stat(self.state).st_dev == os.stat(self.runs).st_dev
-        top = os.path.join(self.state if same else os.path.join(self.runs, b".guildsync"), b"staging")
+        top = os.path.join(self.beside_runs(), b"staging")
         os.makedirs(top, mode=0o700, exist_ok=True)
         _sweep(top)
         return Staging(top)
@@ -260,6 +266,7 @@ class HomeBases:
         pairs = ("+".join(sorted(map(checked_run_id, pair))) for pair in every)
         self._directories = [os.path.join(home.state, b"bases", pair.encode()) for pair in pairs]
         self._directory = self._directories[0]
+        self._intended: Dict[RunId, Base] = {}
 
     def load(self, run: RunId, content: Optional[str]) -> Optional[Base]:
         name = os.fsencode(checked_run_id(run))
@@ -274,11 +281,16 @@ class HomeBases:
 
     def intend(self, run: RunId, content: str, base: Base) -> None:
         self._write(self._path(run) + b".intended", content, base)
+        self._intended[run] = base
 
     def save(self, run: RunId, base: Base) -> None:
-        self._write(self._path(run), base.content, base)
+        path = self._path(run)
+        if self._intended.pop(run, None) == base:
+            os.replace(path + b".intended", path)
+            return
+        self._write(path, base.content, base)
         try:
-            os.unlink(self._path(run) + b".intended")
+            os.unlink(path + b".intended")
         except FileNotFoundError:
             pass
 
@@ -345,8 +357,23 @@ class HomeCache:
         except OSError:
             pass
 
+    def names(self, kind: str) -> List[str]:
+        try:
+            return [name for name in os.listdir(os.path.join(self._directory, kind)) if not name.endswith(".tmp")]
+        except OSError:
+            return []
 
-def _translated(where: str, exc: OSError) -> Exception:
+    def drop(self, kind: str, name: str) -> None:
+        try:
+            os.unlink(os.path.join(self._directory, kind, name))
+        except OSError:
+            pass
+
+
+def translated(where: str, exc: OSError) -> Exception:
+    """What a failed system call means for the home at `where`."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Unreachable(f"cannot write to {where}: {exc.strerror}", "make room there; then the same command goes on")
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Refused(f"cannot write to {where}: {exc.strerror}")
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):

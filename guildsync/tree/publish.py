@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Collection, Iterable, List, Optional
 
 from guildsync.errors import CHANGED, Problem
@@ -57,7 +58,8 @@ def rewrite(
         if changes:
             home.begin(update.run, have, want)
         for change in _steps(changes):
-            _step(files, update.run, change, descent)
+            if not _grown(files, update.run, change, descent, view):
+                _step(files, update.run, change, descent)
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd)
         made = [change.want for change in changes if change.want is not None]
         gone = {change.path for change in changes if change.want is None or change.want.kind != DIRECTORY}
@@ -111,13 +113,33 @@ def _moved(run: str, change: Change, descent: Descent, view: View) -> Optional[P
     try:
         fd, name = descent.place(change.path)
         info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        now = view.entry(fd, name, change.path, info)
+        now = view.entry((fd, name), change.path, info)
         there = now is not None and same(now, change.have)
     except (FileNotFoundError, NotADirectoryError):
         there = change.have is None
     except (OSError, Torn):
         there = False
     return None if there else Problem(run, change.path, CHANGED, "it changed here after the plan was made")
+
+
+def _grown(files: StagedFiles, run: str, change: Change, descent: Descent, view: View) -> bool:
+    """Append in place what a file only gained: who has it open goes on reading. A crash leaves a prefix of the new."""
+    have, want = change.have, change.want
+    if have is None or want is None or not have.kind == want.kind == FILE or have.mode != want.mode:
+        return False
+    if not 0 < have.size < want.size or view.redacts(change.path):
+        return False
+    fd, name = descent.place(change.path)
+    try:
+        there = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+    except OSError:
+        return False  # a new file by that name can do without
+    try:
+        info = os.fstat(there)
+        alone = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+        return alone and info.st_size == have.size and files.append(run, want, have, there)
+    finally:
+        os.close(there)
 
 
 def _step(files: StagedFiles, run: str, change: Change, descent: Descent) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from guildsync.errors import NOT_KEPT, TORN, UNREADABLE, Damaged, Problem
 from guildsync.model.manifest import (
@@ -22,11 +21,14 @@ from guildsync.model.manifest import (
     parent,
 )
 from guildsync.tree.dirs import Descent, open_directory
-from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, read_file
+from guildsync.tree.hashing import Cut, Hashed, Torn, hash_bytes, hash_file, read_at, read_file, write_back
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
-from guildsync.tree.statcache import SETTLED_NS, WRITTEN_BACK_NS, Known, Stamp, fingerprint, stamp_of
+from guildsync.tree.statcache import SETTLED_NS, Known, Stamp, fingerprint, stamp_of
 
 Clock = Callable[[], int]
+
+_TROUBLE = (OSError, Torn, Damaged)
+"""What concerns one path only."""
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -51,11 +53,32 @@ class Scanned:
         return self._manifest
 
 
+class Recent:
+    """The bytes of small files that were just hashed, within a budget: who wants them need not read them again."""
+
+    def __init__(self, budget: int = 48 << 20) -> None:
+        """`budget`: bytes. What does not fit is not kept."""
+        self._left = budget
+        self._data: Dict[Digest, bytes] = {}
+
+    def keep(self, hashed: Hashed) -> None:
+        if hashed.data and hashed.digest not in self._data and hashed.size <= self._left:
+            self._left -= hashed.size
+            self._data[hashed.digest] = hashed.data
+
+    def take(self, digest: Digest) -> Optional[bytes]:
+        """The bytes of this digest, once."""
+        data = self._data.pop(digest, None)
+        self._left += len(data or b"")
+        return data
+
+
 class View:
     """How the bytes of a run's files are seen: captured environments redacted, or (`keep_env`) as they are."""
 
     def __init__(self, keep_env: bool = False, cut: Optional[Cut] = None) -> None:
         """`cut` says where the parts of large files end, else they are of equal size."""
+        self.recent = Recent()
         self._redacted = frozenset() if keep_env else PATHS
         self._cut = cut
 
@@ -68,10 +91,17 @@ class View:
         return path in self._redacted
 
     def entry(
-        self, dir_fd: int, name: bytes, path: bytes, info: os.stat_result, before: Optional[Entry] = None
+        self,
+        place: Tuple[int, bytes],
+        path: bytes,
+        info: os.stat_result,
+        before: Optional[Entry] = None,
+        to_keep: bool = False,
     ) -> Optional[Entry]:
-        """The entry of one path now; None for a kind of file that is not kept. `before` is what it was: a file that
-        begins so keeps its parts. Raises OSError, Torn."""
+        """The entry of one path now, that lies at `place` (descriptor of its directory, name there); None for a kind
+        of file that is not kept. `before` is what it was: a file that begins so keeps its parts. `to_keep`: what is
+        hashed is to be known by its stat data from now on. Raises OSError, Torn."""
+        dir_fd, name = place
         mode = stat.S_IMODE(info.st_mode) & 0o777
         if stat.S_ISDIR(info.st_mode):
             return directory_entry(path, mode, info.st_mtime_ns)
@@ -81,6 +111,8 @@ class View:
             return None
         fd = open_file(dir_fd, name)
         try:
+            if to_keep:
+                write_back(fd)
             if self.redacts(path):
                 data, info = self._read(fd)
                 hashed = hash_bytes(data, info.st_mtime_ns)
@@ -88,6 +120,7 @@ class View:
                 hashed = hash_file(fd, before, self._cut)
         finally:
             os.close(fd)
+        self.recent.keep(hashed)
         return file_entry(path, mode, hashed.size, hashed.digest, hashed.mtime_ns, hashed.parts)
 
     def read(self, fd: int, path: bytes, size: int, offset: int) -> bytes:
@@ -148,18 +181,9 @@ class _Hints:
         mode = stat.S_IMODE(info.st_mode) & 0o777
         return Entry(path, FILE, mode, entry.size, entry.digest, None, entry.mtime_ns, entry.parts)
 
-    def settle(self, dir_fd: int, name: bytes, info: os.stat_result) -> bool:
-        """May a row of this file be kept, if hashing begins now? Syncs a file whose pages may still be written."""
-        changed = max(info.st_mtime_ns, info.st_ctime_ns)
-        if self._now_ns is None or changed > self._now_ns - SETTLED_NS:
-            return False
-        if changed > self._now_ns - WRITTEN_BACK_NS:
-            fd = open_file(dir_fd, name)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        return True
+    def settled(self, info: os.stat_result) -> bool:
+        """May a row of this file be kept, if hashing begins now?"""
+        return self._now_ns is not None and max(info.st_mtime_ns, info.st_ctime_ns) <= self._now_ns - SETTLED_NS
 
 
 class _Report:
@@ -169,18 +193,14 @@ class _Report:
     def __call__(self, path: bytes, reason: str, detail: str) -> None:
         self.problems.append(Problem(self._run, path, reason, detail))
 
-    @contextmanager
-    def about(self, path: bytes) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            pass  # it went away since the directory was read
-        except Torn:
+    def failed(self, path: bytes, exc: Exception) -> None:
+        if isinstance(exc, Torn):
             self(path, TORN, "it changes while it is read")
-        except Damaged as exc:
+        elif isinstance(exc, Damaged):
             self(path, NOT_KEPT, exc.message)
-        except OSError as exc:
+        elif isinstance(exc, OSError) and not isinstance(exc, FileNotFoundError):
             self(path, UNREADABLE, exc.strerror or str(exc))
+        # else it went away since the directory was read
 
 
 def _walk(fd: int, prefix: bytes, found: List[Tuple[bytes, os.stat_result]], report: _Report) -> None:
@@ -190,7 +210,7 @@ def _walk(fd: int, prefix: bytes, found: List[Tuple[bytes, os.stat_result]], rep
         path = prefix + name
         if not is_entry_path(path):
             continue
-        with report.about(path):
+        try:
             check_path(path)
             info = entry.stat(follow_symlinks=False)
             below = open_directory(name, fd) if stat.S_ISDIR(info.st_mode) else -1
@@ -200,6 +220,8 @@ def _walk(fd: int, prefix: bytes, found: List[Tuple[bytes, os.stat_result]], rep
                     _walk(below, path + b"/", found, report)
                 finally:
                     os.close(below)
+        except _TROUBLE as exc:
+            report.failed(path, exc)
 
 
 def _hashed(
@@ -210,25 +232,30 @@ def _hashed(
     directories = {b""}
     with Descent(os.dup(run_fd)) as descent:
         for path, info in found:
-            with report.about(path):
-                if parent(path) not in directories:
-                    continue  # what it lay in went away, or is no directory any more
+            if parent(path) not in directories:
+                continue  # what it lay in went away, or is no directory any more
+            try:
                 entry = hints.unchanged(path, info)
                 if entry is not None:
                     stamps[path] = stamp_of(info)
                 else:
                     fd, name = descent.place(path)
-                    settled = stat.S_ISREG(info.st_mode) and hints.settle(fd, name, info)
-                    entry = view.entry(fd, name, path, info, hints.entry(path))
+                    settled = hints.settled(info)
+                    entry = view.entry((fd, name), path, info, hints.entry(path), settled)
                     if entry is None:
                         report(path, NOT_KEPT, "a socket, pipe or device")
                         continue
-                    if settled and stamp_of(os.stat(name, dir_fd=fd, follow_symlinks=False)) == stamp_of(info):
-                        stamps[path] = stamp_of(info)
-                entries.append(entry)
-                if entry.kind == DIRECTORY:
-                    directories.add(path)
+                    if entry.kind != DIRECTORY and settled:
+                        now = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                        if stamp_of(now) == stamp_of(info):
+                            stamps[path] = stamp_of(info)
+            except _TROUBLE as exc:
+                report.failed(path, exc)
+                continue
+            entries.append(entry)
+            if entry.kind == DIRECTORY:
+                directories.add(path)
     manifest = Manifest(entries)
-    whole = not report.problems and all(entry.kind != FILE or entry.path in stamps for entry in entries)
+    whole = not report.problems and all(entry.kind == DIRECTORY or entry.path in stamps for entry in entries)
     known = Known(fingerprint(found) if whole else None, manifest.content, stamps, manifest.encode())
     return Scanned(known, tuple(report.problems), manifest)

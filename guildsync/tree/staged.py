@@ -79,7 +79,7 @@ class StagedFiles:
         os.ftruncate(fd, entry.size)
         for offset in [offset for offset in written if offset >= entry.size]:
             self._drop(name, written.pop(offset))
-        if entry.size > PART_SIZE and _digest(fd) != entry.digest:
+        if entry.size > PART_SIZE and _digest(fd, entry.size) != entry.digest:
             return Problem(run, entry.path, DAMAGED, "its parts do not add up to its digest")
         return None
 
@@ -92,6 +92,20 @@ class StagedFiles:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def append(self, run: str, entry: Entry, have: Entry, fd: int) -> bool:
+        """Write what a built file has beyond `have` to the end of `fd`, durably; False, and nothing is written, where
+        it does not begin with what `have` says."""
+        built = self._open(name_of(run, entry.path))
+        if _digest(built, have.size) != have.digest:
+            return False
+        for offset in range(have.size, entry.size, PART_SIZE):
+            write_all(fd, os.pread(built, PART_SIZE, offset), offset)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        os.fsync(fd)
+        os.unlink(name_of(run, entry.path), dir_fd=self._staging.fd)
+        self.forget(run, entry.path)
+        return True
 
     def forget(self, run: str, path: bytes) -> None:
         """The staged file was renamed into its run: its objects lie there now."""
@@ -168,12 +182,14 @@ def name_of(run: str, path: bytes) -> bytes:
     return hashlib.sha256(run.encode() + b"/" + path).hexdigest().encode()
 
 
-def _digest(fd: int) -> str:
+def _digest(fd: int, size: int) -> str:
+    """Of the first `size` bytes, fewer where the file is shorter."""
     whole = hashlib.sha256()
     offset = 0
-    while True:
-        block = os.pread(fd, PART_SIZE, offset)
+    while offset < size:
+        block = os.pread(fd, min(PART_SIZE, size - offset), offset)
         if not block:
-            return whole.hexdigest()
+            break
         whole.update(block)
         offset += len(block)
+    return whole.hexdigest()

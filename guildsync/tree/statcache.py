@@ -15,13 +15,12 @@ from guildsync.model.manifest import Digest, Manifest, canonical, checked_digest
 from guildsync.tree.home import Home
 
 SCHEMA = 1
-SETTLED_NS = 2_000_000_000
-"""A file that changed less than this before it was hashed may change again within one tick of the clock."""
-WRITTEN_BACK_NS = 60_000_000_000
-"""A file this old has no pages left that a memory-mapped writer dirtied before it was hashed; a younger one is synced
-first, so that the writer's next touch changes its times."""
-BLIND = frozenset(("tmpfs", "ramfs", "hugetlbfs", "devtmpfs"))
-"""Filesystems that never write back, so that a memory-mapped writer changes bytes and no times: nothing is kept."""
+SETTLED_NS = 60_000_000_000
+"""A file that changed less than this before it was hashed may change again and keep its times: within one tick of the
+clock, or in pages that a memory-mapped writer dirtied and that are not written back yet."""
+BLIND = frozenset(("tmpfs", "ramfs", "hugetlbfs", "devtmpfs", "overlay"))
+"""Filesystems that never write back (or may lie above one), so that a memory-mapped writer changes bytes and no times:
+nothing is kept."""
 
 
 class Stamp(NamedTuple):
@@ -79,10 +78,10 @@ class StatCache:
 
     @property
     def usable(self) -> bool:
-        """False on a filesystem that cannot be trusted, and in a home that guildsync has not written to."""
+        """False on a filesystem that cannot be trusted, and in a home that guildsync has not written to, or cannot."""
         if self._sees is None:
             self._sees = filesystem(self._home.runs) not in BLIND
-        return self._sees and os.path.isdir(self._home.state)
+        return self._sees and os.access(self._home.state, os.W_OK)
 
     def load(self, run: str) -> Optional[Known]:
         """None where nothing is known, also where it cannot be read."""
@@ -116,7 +115,7 @@ class StatCache:
 
     def now_ns(self) -> int:
         """The time by the clock of the filesystem where the runs lie: no other clock is compared with their times."""
-        path = os.path.join(self._home.state, b"clock." + uuid.uuid4().hex.encode())
+        path = os.path.join(self._home.beside_runs(), b"clock." + uuid.uuid4().hex.encode())
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             return os.fstat(fd).st_mtime_ns

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from guildsync.errors import (
@@ -26,13 +28,14 @@ from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
 from guildsync.tree.hashing import Cut, Torn
-from guildsync.tree.home import Home
+from guildsync.tree.home import Home, translated
 from guildsync.tree.publish import create, cut_short, rewrite
 from guildsync.tree.scan import Scanned, View, open_file, scan
 from guildsync.tree.staged import StagedFiles
 from guildsync.tree.statcache import Known, StatCache
 
 _SYNCERS = 8
+_SYNCED_AT_ONCE = 1024
 
 
 class Tree:
@@ -129,6 +132,10 @@ class Tree:
         reader = _Reader(self._home, self._view)
         try:
             for want in wanted:
+                data = self._view.recent.take(want.digest)
+                if data is not None:
+                    yield Piece(want, data)
+                    continue
                 try:
                     data = reader.read(want)
                 except (OSError, Torn) as exc:
@@ -169,10 +176,23 @@ class Tree:
         return {w.digest for w in wanted if w.digest not in here and (files is None or w.digest not in files)}
 
     def stage(self, pieces: Iterable[Piece]) -> None:
-        self._staged().add(pieces)
+        try:
+            self._staged().add(pieces)
+        except OSError as exc:
+            raise translated(self._home.text, exc) from exc
+
+    @property
+    def resumed(self) -> int:
+        return 0  # what is staged goes with its process
 
     def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]:
         """New runs appear whole by one rename; existing ones are changed path by path under an inflight marker."""
+        try:
+            return self._commit(updates)
+        except OSError as exc:
+            raise translated(self._home.text, exc) from exc
+
+    def _commit(self, updates: Sequence[RawUpdate]) -> List[Problem]:
         files = self._staged()
         problems: List[Problem] = []
         with self._home.lock():
@@ -186,9 +206,10 @@ class Tree:
                 self._scans.clear()  # of what was scanned something changed: another round must not rely on it
                 self._here = None
             with ThreadPoolExecutor(_SYNCERS) as pool:
-                jobs = [pool.submit(files.finish, each.run, entry) for each in ready for entry in _new_files(each)]
-                for job in jobs:
-                    job.result()
+                new = ((each.run, entry) for each in ready for entry in _new_files(each))
+                for some in iter(lambda: list(islice(new, _SYNCED_AT_ONCE)), []):
+                    for _ in pool.map(lambda one: files.finish(*one), some):
+                        pass
                 for found in pool.map(lambda each: self._published(files, each), ready):
                     problems += found
             sync_path(self._home.runs)
@@ -247,6 +268,8 @@ class Tree:
         try:
             return self._publish(files, update)
         except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # it concerns not this run alone
             return [_failed(update.run, None, exc)]
 
     def _publish(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:

@@ -14,7 +14,7 @@ from guildsync.model.run import RunId
 @dataclass
 class Outcome:
     """`runs` and `files` were delivered, `same` runs were there already; bytes are of files' content: all that was to
-    be delivered, what of it crossed, and what the target had already."""
+    be delivered, what of it crossed, what the target had already, and what of that an interrupted sync had brought."""
 
     runs: int = 0
     files: int = 0
@@ -22,6 +22,7 @@ class Outcome:
     bytes_total: int = 0
     bytes_sent: int = 0
     bytes_reused: int = 0
+    bytes_resumed: int = 0
     removed: int = 0
     seconds: float = 0.0
     requests: int | None = None
@@ -49,6 +50,7 @@ class Outcome:
             "bytes_total": self.bytes_total,
             "bytes_sent": self.bytes_sent,
             "bytes_reused": self.bytes_reused,
+            "bytes_resumed": self.bytes_resumed,
             "requests": self.requests,
             "seconds": round(self.seconds, 3),
             "problems": [problem_row(problem) for problem in self.problems],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from guildsync.errors import (
 from guildsync.errors import (
     INCOMPLETE as DID_NOT_END,
 )
-from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest, same
+from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest, digest_of, same
 from guildsync.model.plan import (
     SOURCE,
     TARGET,
@@ -34,7 +33,7 @@ from guildsync.model.plan import (
     diff,
     guard,
     noted,
-    tail_to_compare,
+    tails_to_compare,
 )
 from guildsync.model.ports import Base, Bases, Piece, Scan, Source, Target, Update, Want
 from guildsync.model.run import INCOMPLETE, NO_METADATA, Record, RunId, Summary, agreed_metadata, merge_metadata
@@ -118,6 +117,7 @@ class Sync:
         self._progress = progress or Progress()
         self._clock = clock
         self._outcome = Outcome()
+        self._leaves_out = options.policy.paths.leave_out
 
     def run(self) -> Outcome:
         """Deliver what is chosen. What cannot be delivered is in the outcome's problems; all else is durable."""
@@ -205,8 +205,8 @@ class Sync:
         problems += _rivalry(run, want.rivals)
         if have is not None and have.content in want.rivals and self._options.policy.resolve is None:
             return None  # one of the versions in conflict is the target's own
-        if have is not None and have.rivals and self._options.policy.resolve is None:
-            problems += _rivalry(run, have.rivals)
+        if have is not None and have.rivals and (self._options.policy.resolve is None or self._leaves_out):
+            problems += _rivalry(run, have.rivals)  # only as a whole can a run be the next version of all of them
             return None
         plan, base = self._plan(both, there, wanted)
         if plan.clashes:
@@ -236,21 +236,23 @@ class Sync:
         return plan, base
 
     def _is_growth(self, run: RunId, clash: Clash) -> bool:
-        """Is the shorter of two files how the longer one begins? Reads one object of the longer side."""
+        """Is the shorter of two files how the longer one begins? Reads some of the longer one where their parts do not
+        tell."""
         if clash.growth is None:
             return False
         side, longer, shorter = clash.growth
-        if shorter.size == 0:
-            return True
-        tails = tail_to_compare(shorter, longer)
+        tails = tails_to_compare(shorter, longer)
         if tails is None:
             return False
-        last, other = tails
+        short, covering = tails
         replica: Source = self._source if side == SOURCE else self._target
-        for answer in replica.fetch([Want(other.digest, other.size, run, clash.path, other.offset)]):
-            if isinstance(answer, Piece):
-                return hashlib.sha256(answer.data[: last.size]).hexdigest() == last.digest
-        return False
+        wants = [Want(found.digest, found.size, run, clash.path, found.offset) for found in covering]
+        read = {answer.want.digest: answer.data for answer in replica.fetch(wants) if isinstance(answer, Piece)}
+        if any(want.digest not in read for want in wants):
+            return False
+        data = b"".join(read[want.digest] for want in wants)
+        start = wants[0].offset if wants else 0
+        return all(digest_of(data[found.offset - start :][: found.size]) == found.digest for found in short)
 
     def _settled_or_intent(
         self, both: _Both, plan: Plan, there: Manifest, wanted: Manifest, base: Manifest | None
@@ -266,9 +268,9 @@ class Sync:
         if plan.changes and have is not None and have.alive:
             plan, files = Plan((), (), ()), False
             alive = (Problem(record.run, None, ALIVE, "it is running there; its files are left alone"),)
-        result = apply(plan, there)
+        result = apply(plan, there, wanted)
         after = Base.of(
-            noted(agreed(base, result, wanted), wanted, plan.conceded),
+            noted(agreed(base, result, wanted, plan.out), wanted, plan.conceded, plan.out),
             agreed_metadata(shared, metadata, record.metadata),
             record.summary.status,
             {result.content, wanted.content},
@@ -313,6 +315,7 @@ class Sync:
         by_run = {intent.update.run: intent for intent in intents}
         carrier = Carrier(self._source, self._target, self._clock, self._progress)
         missing = carrier.missing(deliveries)
+        outcome.bytes_resumed = self._target.resumed
         total = sum(delivery.size for delivery in deliveries)
         crossing = sum(_sizes(deliveries, missing))
         self._progress.planned(len(deliveries), sum(delivery.files for delivery in deliveries), crossing)

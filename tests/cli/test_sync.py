@@ -9,9 +9,19 @@ import pytest
 
 from guildsync.tree import scan, statcache
 from tests.cli.conftest import Cli
-from tests.kit.trees import assert_same, put, run_ids, write_run
+from tests.kit.trees import EPOCH_US, assert_same, put, run_ids, write_run
 
-COUNTERS = {"runs", "files", "bytes_total", "bytes_sent", "bytes_reused", "requests", "seconds", "problems"}
+COUNTERS = {
+    "runs",
+    "files",
+    "bytes_total",
+    "bytes_sent",
+    "bytes_reused",
+    "bytes_resumed",
+    "requests",
+    "seconds",
+    "problems",
+}
 
 
 def test_push_then_nothing_to_push_then_pull(cli: Cli, home: Path, store: str, tmp_path: Path) -> None:
@@ -121,6 +131,69 @@ def test_resolve_must_be_a_side(cli: Cli, home: Path, store: str) -> None:
     said = cli("push", store, "--resolve", "mine")
     assert said.code == 2
     assert "source, target" in said.err
+
+
+def test_patterns_say_what_of_the_runs_goes(cli: Cli, home: Path, store: str, tmp_path: Path) -> None:
+    model = ("--include", "*.pt", "--exclude", "/tmp/")
+    planned = cli("push", store, *model, "--dry-run", "--json").json
+    said = cli("push", store, *model)
+    assert (said.code, said.err) == (0, "")
+    assert said.last.startswith(f"Pushed 3 runs ({planned['files']} files, ")
+    assert cli("push", store, *model).last == f"Nothing to push: 3 runs are already on {store}"
+    assert len(cli("runs", "-r", store, "--json").json) == 3
+    other = tmp_path / "other"
+    assert cli("-H", str(other), "pull", store).last.startswith(f"Pulled 3 runs ({planned['files']} files, ")
+    for run in run_ids(3):
+        assert (other / "runs" / run / ".guild/opref").exists()
+        assert {path.name for path in (other / "runs" / run).iterdir()} == {".guild", "checkpoints"}
+        assert {path.name for path in (other / "runs" / run / ".guild").iterdir()} == {"attrs", "opref"}
+    rest = cli("push", store, "--json").json
+    assert rest["problems"] == []
+    assert rest["bytes_total"] + planned["bytes_total"] == sum(
+        row["size"] for row in cli("runs", "-r", store, "--json").json
+    )
+    said = cli("-H", str(other), "pull", store, "--exclude", "*.py", "--exclude", ".guild/events*")
+    assert said.last.startswith("Pulled 3 runs (9 files, ")
+    for run in run_ids(3):
+        assert not (other / "runs" / run / "train.py").exists()
+
+
+def test_what_is_in_conflict_may_be_left_out(cli: Cli, home: Path, store: str, conflict: str) -> None:
+    put(home / "runs" / conflict, "notes", b"mine\n")
+    assert cli("push", store).code == 6
+    said = cli("push", store, "--exclude", "/train.py")
+    assert (said.code, said.err) == (0, "")
+    assert said.last.startswith("Pushed 1 run (1 file, 5 B) ")
+    assert cli("pull", store, "--exclude", "train.py").last == "Nothing to pull: 3 runs are already here"
+    assert (home / "runs" / conflict / "train.py").read_bytes() == b"other\n"
+    assert cli("push", store).code == 6
+
+
+def test_resolve_replaces_nothing_that_is_left_out(cli: Cli, home: Path, store: str, tmp_path: Path) -> None:
+    run = run_ids(3)[2]
+    assert cli("push", store).code == 0
+    write_run(tmp_path / "other", run, {"notes": b"a file\n"}, label="run 3", started=EPOCH_US + 2_000_000)
+    assert cli("-H", str(tmp_path / "other"), "push", store).code == 0
+    put(home / "runs" / run, "notes/best.pt", b"below a directory\n")
+    for resolve in ((), ("--resolve", "source")):
+        said = cli("push", store, "--include", "*.pt", *resolve)
+        assert said.code == 6
+        assert f"conflict: run {run[:8]}: notes: here a directory" in said.err
+    assert "say --resolve without them" in said.err
+    assert cli("push", store, "--resolve", "source").code == 0
+
+
+@pytest.mark.parametrize("option", ["--include", "--exclude"])
+@pytest.mark.parametrize("pattern", ["", "/", "a[b", "[z-a]", "../x", "a\\", "a\0b"])
+def test_a_malformed_pattern_is_refused(
+    cli: Cli, home: Path, store: str, tmp_path: Path, option: str, pattern: str
+) -> None:
+    for verb in ("push", "pull"):
+        said = cli(verb, store, option, "*.pt", option, pattern)
+        assert said.code == 2
+        assert said.err.startswith("error: the pattern '")
+        assert "\nhint: " in said.err
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.fixture

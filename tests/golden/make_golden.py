@@ -12,19 +12,25 @@ import stat
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from guildsync import api
 from guildsync.model.manifest import NOTHING, Digest, text
 from guildsync.model.run import Record, RunId
+from guildsync.store.cache import NoCache
+from guildsync.store.checkpoint import Checkpointer
+from guildsync.store.fs import open_url
 from guildsync.store.journal import HIDDEN, Claim, Commit, Facts, Mark, Version, decode, encode, join
+from guildsync.store.objects import Objects
+from guildsync.store.reading import Journal
 from guildsync.store.view import View
 from guildsync.tree.home import Home
 from tests.kit.trees import EPOCH_NS, Name, noise, put, run_ids, snapshot, write_run
 
 GROWN, ODD, TRASHED, UNFINISHED = map(RunId, run_ids(4))
-"""A run of two versions; one of odd names and sizes whose newest version is void; two that their names describe."""
+"""A run of three versions; one of odd names and sizes whose newest version is void; two that their names describe."""
 FOREIGN = "00000007-0000-4000-8000-000000000000"
 """The commit that no push made."""
 
@@ -38,6 +44,9 @@ def make(top: Path) -> None:
         context.push(where)
         put(maker / "runs" / GROWN, ".guild/output", b"step\n" * 300)
         put(maker / "runs" / GROWN, ".guild/attrs/label", b"second")
+        context.push(where)
+        sum_up(top / "store")
+        put(maker / "runs" / GROWN, ".guild/output", b"step\n" * 400)
         context.push(where)
         commit_by_hand(top / "store" / "journal")
         records = context.runs(where) + context.runs(where, deleted=True)
@@ -67,10 +76,20 @@ def small_run(home: Path, run: RunId, files: Mapping[Name, bytes] | None = None,
     return directory
 
 
+def sum_up(store: Path) -> None:
+    """A checkpoint with an index object; of what it sums up the first entry is deleted, the second not yet."""
+    files = open_url(store.absolute().as_uri())
+    with ThreadPoolExecutor() as pool:
+        journal = Journal(files, NoCache(), pool, lambda _: None)
+        reading = journal.read()
+        Checkpointer(files, journal, Objects(files, NoCache(), pool, 4)).sum_up(reading)
+        journal.remove([min(reading.names)])
+
+
 def commit_by_hand(journal: Path) -> None:
     """A run goes into the trash; and a version becomes void: its writer relied on a pack that a collector dropped."""
     states = [decode(path.name, path.read_bytes()).state for path in journal.iterdir()]
-    view, sequence = View(join(states)), len(states) + 1
+    view, sequence = View(join(states)), 1 + max(int(path.name[:16]) for path in journal.iterdir())
     replaced = tuple(head.id for head in view.heads(ODD))
     void = Version(f"{FOREIGN}/{ODD}", ODD, Digest("e" * 64), Digest("e" * 64), "{}", replaced)
     dropped = Digest("d" * 64)

@@ -13,7 +13,10 @@ import pytest
 from guildsync import api
 from guildsync.api import Context
 from guildsync.errors import CONFLICT, DAMAGED, Damaged, Usage
+from guildsync.store.checkpoint import decode_table, table_path
 from guildsync.store.fs import open_url
+from guildsync.store.journal import decode
+from guildsync.store.pack import read_index
 from guildsync.store.store import Store
 from tests.golden.make_golden import GROWN, ODD, TRASHED, UNFINISHED, rows, said, usual_modes
 from tests.kit.trees import put, write_run
@@ -67,6 +70,18 @@ def test_a_pull_gives_the_known_trees(golden: Path, expected: dict[str, Any], tm
 def test_the_store_is_sound(golden: Path, tmp_path: Path) -> None:
     found = context(tmp_path / "home").verify(url(golden))
     assert (found.problems, found.exit_code, found.runs) == ([], 0, 2)
+
+
+def test_the_store_has_a_checkpoint_and_lacks_what_it_sums_up(golden: Path, tmp_path: Path) -> None:
+    store = golden / "store"
+    entries = [decode(path.name, path.read_bytes()) for path in (store / "journal").iterdir()]
+    (made,) = [entry for entry in entries if entry.sums]
+    assert len(set(made.sums) - {entry.name for entry in entries}) == 1
+    (table,) = made.tables
+    held = decode_table(table, (store / table_path(table)).read_bytes())
+    assert held.keys() == {fact.name for fact in made.facts.adds}
+    for fact in made.facts.adds:
+        assert read_index(fact, held[fact.name])
 
 
 def test_the_store_takes_a_push_of_today(golden: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -22,6 +24,7 @@ from guildsync.model.manifest import (
     parent,
     same,
 )
+from guildsync.model.paths import EVERYTHING, Paths
 from guildsync.model.plan import (
     SOURCE,
     TARGET,
@@ -34,6 +37,7 @@ from guildsync.model.plan import (
     continued,
     diff,
     guard,
+    noted,
 )
 from guildsync.model.ports import Aim
 from tests.kit import strategies as some
@@ -230,6 +234,155 @@ def test_a_directory_and_a_file_of_one_name_clash() -> None:
     assert apply(diff(None, directory, file, Policy(resolve=SOURCE)), directory) == file
     assert apply(diff(None, file, directory, Policy(resolve=SOURCE)), file) == directory
     assert apply(diff(None, directory, file, Policy(resolve=TARGET)), directory) == directory
+
+
+# Paths that are left out.
+
+FILTERS = [
+    Paths((b"a",)),
+    Paths((b"/a/b",)),
+    Paths((b"a/",)),
+    Paths((), (b"a/",)),
+    Paths((), (b"/a",)),
+    Paths((), (b"b",)),
+    Paths((b"**",), (b"**",)),
+]
+
+
+def is_left_out(paths: Paths, *entries: Entry | None) -> bool:
+    return any(entry is not None and entry not in paths for entry in entries)
+
+
+def needed(path: bytes, result: Manifest) -> bool:
+    entry = at(result, path)
+    return entry is not None and entry.kind == DIRECTORY and any(parent(name) == path for name in result.by_path)
+
+
+def check_left_out(triple: Triple, policy: Policy) -> None:
+    base, have, want = triple
+    paths = policy.paths
+    plan, whole = diff(base, have, want, policy), diff(base, have, want, replace(policy, paths=EVERYTHING))
+    result, entire = apply(plan, have), apply(whole, have)
+    every = all_paths(base, have, want)
+    out = {path for path in every if is_left_out(paths, at(have, path), at(want, path))}
+    for path in out:
+        h, w, r = at(have, path), at(want, path), at(result, path)
+        assert same(r, h) or (h is None and same(r, w) and needed(path, result)), "what is left out was touched"
+        assert path not in plan.left
+        assert (path in plan.out) == (not same(h, w))
+    assert out >= set(plan.out)
+    unresolved = [diff(base, have, want, Policy(policy.delete, paths=each)) for each in (paths, EVERYTHING)]
+    disputed = {clash.path for each in unresolved for clash in each.clashes}
+    for path in every - out:
+        if not near(path, disputed):
+            r, e = at(result, path), at(entire, path)
+            assert same(r, e) or needed(path, result) or needed(path, entire), "what is chosen has another fate"
+    if not plan.clashes:
+        check_afterwards(triple, policy, plan, result)
+
+
+def check_afterwards(triple: Triple, policy: Policy, plan: Plan, result: Manifest) -> None:
+    base, _, want = triple
+    after = agreed(base, result, want, plan.out)
+    for path in all_paths(base, result, want) - all_paths(*([] if base is None else [base])):
+        r, w = at(result, path), at(want, path)
+        known = at(after, path)
+        assert known is None or (same(known, r) and same(known, w)) or known.mode == 0, "the base claims too much"
+    for path in plan.out:
+        if not same(at(result, path), at(want, path)):
+            known = at(after, path)
+            assert same(known, at(base, path)) or known is None or known.mode == 0, "the base claims too much"
+    again = diff(after, result, want, policy)
+    assert not again.changes, "the second sync is no no-op"
+    assert not again.clashes, "the second sync has clashes"
+    for entry in result.entries if policy.resolve is None else ():
+        if entry.kind != DIRECTORY and same(entry, at(want, entry.path)):
+            assert same(at(after, entry.path), entry), "the base forgot what both have"
+
+
+@pytest.mark.parametrize("paths", FILTERS, ids=str)
+def test_what_is_left_out_stays_as_it_is_in_all_of_the_small_scope(paths: Paths) -> None:
+    for policy in POLICIES:
+        for triple in itertools.product([None, *ABOVE], ABOVE, ABOVE):
+            try:
+                check_left_out(triple, replace(policy, paths=paths))
+            except Exception as exc:
+                raise AssertionError(f"{exc!r} of {policy} and\n{told(triple)}") from exc
+
+
+def filters() -> st.SearchStrategy[Paths]:
+    wild = st.sampled_from([b"*", b"a", b"b", b"a/", b".guild", b".guild/", b"/a", b"/a/*", b"**/b", b"a/**", b"?*/"])
+    literal = some.paths().map(lambda path: re.sub(rb"([*?\[\\])", rb"\\\1", path))
+    patterns = st.lists(wild | literal, max_size=2).map(tuple)
+    return st.builds(Paths, patterns, patterns)
+
+
+@given(some.triples(), st.sampled_from(POLICIES), filters())
+def test_what_is_left_out_stays_as_it_is_beyond(triple: Triple, policy: Policy, paths: Paths) -> None:
+    check_left_out(triple, replace(policy, paths=paths))
+
+
+@given(some.triples(), st.sampled_from(POLICIES), filters())
+def test_a_whole_sync_after_one_that_left_out_ends_as_if_there_had_been_none(
+    triple: Triple, policy: Policy, paths: Paths
+) -> None:
+    base, have, want = triple
+    if base is None:
+        base = NOTHING
+    whole = diff(base, have, want, policy)
+    first = diff(base, have, want, replace(policy, paths=paths))
+    assume(not diff(base, have, want, Policy(policy.delete)).clashes and not first.clashes)
+    middle = apply(first, have)
+    rest = diff(agreed(base, middle, want, first.out), middle, want, policy)
+    assert not rest.clashes
+    assert apply(rest, middle).content == apply(whole, have).content
+
+
+def of(**files: bytes) -> Manifest:
+    return Manifest(file_entry(name.encode(), 0o644, len(data), digest_of(data), 0) for name, data in files.items())
+
+
+def test_a_left_out_path_that_both_sides_changed_is_no_clash_until_it_counts() -> None:
+    base, have, want = of(a=b"1", b=b"1"), of(a=b"2", b=b"1"), of(a=b"3", b=b"3")
+    policy = Policy(paths=Paths((), (b"a",)))
+    plan = diff(base, have, want, policy)
+    result = apply(plan, have)
+    assert result == of(a=b"2", b=b"3")
+    assert (plan.clashes, plan.left, plan.out) == ((), (), (b"a",))
+    after = agreed(base, result, want, plan.out)
+    assert after == of(a=b"1", b=b"3")
+    assert [clash.path for clash in diff(after, result, want).clashes] == [b"a"]
+
+
+@pytest.mark.parametrize("resolve", [None, SOURCE])
+def test_no_side_is_taken_that_costs_what_is_left_out(resolve: str | None) -> None:
+    directory = Manifest([directory_entry(b"a", 0o755, 0), file_entry(b"a/b", 0o644, 1, digest_of(b"1"), 0)])
+    file = of(a=b"2")
+    for have, want, paths in ((file, directory, Paths((b"b",))), (directory, file, Paths((), (b"b",)))):
+        plan = diff(None, have, want, Policy(resolve=resolve, paths=paths))
+        assert b"a" in {clash.path for clash in plan.clashes}
+        assert apply(plan, have) == have
+    assert not diff(None, file, directory, Policy(resolve=TARGET, paths=Paths((b"b",)))).clashes
+    assert apply(diff(None, file, directory, Policy(resolve=SOURCE, paths=Paths((b"a",)))), file) == directory
+
+
+def test_conceding_says_nothing_of_what_is_left_out() -> None:
+    want = Manifest(
+        [
+            directory_entry(b"a", 0o755, 0),
+            directory_entry(b"a/d", 0o755, 0),
+            *(file_entry(b"a/" + name, 0o644, 1, digest_of(b"1"), 0) for name in (b"log", b"b", b"d/b")),
+        ]
+    )
+    have = of(a=b"2")
+    policy = Policy(resolve=TARGET, paths=Paths((b"b",)))
+    plan = diff(None, have, want, policy)
+    assert apply(plan, have) == have
+    assert plan.out == (b"a", b"a/d", b"a/log")
+    after = noted(agreed(None, have, want, plan.out), want, [b"a"], plan.out)
+    assert [entry.path for entry in after.entries] == [b"a", b"a/b", b"a/d", b"a/d/b"]
+    assert not diff(after, have, want, replace(policy, resolve=None)).clashes
+    assert diff(after, have, want).clashes
 
 
 # Commits that did not end.

@@ -384,7 +384,8 @@ def written(path: Path, text: str) -> str:
         ({}, (STATIC, "[default]\ns3 =\n  addressing_style = path\n"), {}, "s3fs"),
         ({}, (STATIC, "[default]\nrole_arn = x\nsource_profile = default\n"), {}, "s3fs"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:2"}, (STATIC, ""), {}, "s3fs"),
-        ({"AWS_CA_BUNDLE": "/x"}, (STATIC, ""), {}, "s3fs"),
+        ({"AWS_CA_BUNDLE": "/x"}, (STATIC, ""), {"endpoint_url": None, "region": "eu-west-1"}, "s3fs"),
+        ({"AWS_CA_BUNDLE": "/x"}, (STATIC, ""), {}, "obstore"),
     ],
 )
 def test_auto_takes_obstore_where_the_keys_are_at_hand(

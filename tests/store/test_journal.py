@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -621,6 +622,49 @@ def test_hostile_facts_are_refused(kind: str, row) -> None:
 def test_hostile_commits_are_refused(change: dict) -> None:
     with pytest.raises(Damaged):
         decode(SMALL.name, said({**small(), **change}))
+
+
+ENTRIES = [f"{1:016d}-{commit_id(9)}", f"{2:016d}-{commit_id(1)}", f"{3:016d}-{commit_id(2)}"]
+
+
+def test_a_checkpoint_is_read_as_it_was_written_and_other_commits_are_written_as_ever() -> None:
+    made = replace(SMALL, sums=tuple(ENTRIES), tables=(P1, P2))
+    assert decode(made.name, encode(made)) == made
+    assert made.state == SMALL.state
+    text = zstandard.ZstdDecompressor().decompress(encode(made).split(b"\n", 1)[1])
+    assert json.loads(text) == {**small(), "sums": ENTRIES, "tables": [P1, P2]}
+    assert small().keys() == {"store", "sequence", "commit", "facts"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sums": None},
+        {"sums": {}},
+        {"sums": "x"},
+        {"sums": [5]},
+        {"sums": ["x"]},
+        {"sums": [f"{0:016d}-{commit_id(1)}"]},
+        {"sums": [ENTRIES[0] + "\n"]},
+        {"sums": ["../" + ENTRIES[0]]},
+        {"sums": [ENTRIES[0], ENTRIES[0]]},
+        {"sums": [ENTRIES[1], ENTRIES[0]]},
+        {"sums": [SMALL.name]},
+        {"sums": [ENTRIES[0], f"{3:016d}-{commit_id(4)}"]},
+        {"sums": [f"{4:016d}-{commit_id(1)}"]},
+        {"tables": None},
+        {"tables": [P1[:-1]]},
+        {"tables": ["../" + P1[3:]]},
+        {"tables": [P2, P1]},
+        {"tables": [P1, P1]},
+    ],
+)
+def test_what_a_checkpoint_cannot_sum_up_is_refused(change: dict) -> None:
+    with pytest.raises(Damaged):
+        decode(SMALL.name, said({**small(), **change}))
+    made = replace(SMALL, **{key: tuple(names or ["x"]) for key, names in change.items()})
+    with pytest.raises(Damaged):
+        encode(made)
 
 
 @pytest.mark.parametrize("missing", ["store", "sequence", "commit", "facts"])

@@ -14,7 +14,7 @@ from guildsync.errors import ALIVE, CHANGED, TRASHED, UNREADABLE
 from guildsync.model.manifest import Manifest
 from guildsync.model.ports import RawUpdate, Scan
 from guildsync.model.run import RunId
-from guildsync.tree import publish
+from guildsync.tree import publish, staged
 from guildsync.tree.home import Home
 from guildsync.tree.tree import Tree
 from tests.kit.replicas import Content, Directory, File, Kind, Link, write
@@ -364,3 +364,80 @@ def test_a_link_swapped_in_after_the_check_leads_nowhere(home, run, tree, tmp_pa
     assert [problem.run for problem in problems] == [RUN]
     assert list(outside.iterdir()) == []
     assert home.is_inflight(RUN)
+
+
+# -- growth
+
+
+def grown(tree: Tree, more: bytes = b" and more", **others: Kind) -> RawUpdate:
+    return planned(tree, {**OLD, b"b": b"old b" + more, **{name.encode(): kind for name, kind in others.items()}})
+
+
+def test_what_grew_is_appended_in_place(home, run, tree):
+    inode = (run / "b").stat().st_ino
+    with (run / "b").open("rb") as reader:
+        assert reader.read() == b"old b"
+        assert tree.commit([grown(tree)]) == []
+        assert reader.read() == b" and more"
+    assert (run / "b").stat().st_ino == inode
+    assert manifest_of(home).content == Content({**OLD, b"b": b"old b and more"}).manifest.content
+    assert (run / "b").stat().st_mtime_ns == Content({b"b": b""}).manifest.by_path[b"b"].mtime_ns
+
+
+def test_only_growth_is_written_in_place(home, run, tree):
+    def inode(name: str) -> int:
+        return (run / name).stat().st_ino
+
+    (run / "twin").write_bytes(b"one of two")
+    os.link(run / "twin", home.text + "/elsewhere")
+    (run / "env").mkdir()
+    before = {name: inode(name) for name in ("a", "b", "d/x", "twin")}
+    literal = {
+        **OLD,
+        b"a": b"not old but longer",
+        b"b": File(b"old b and more", 0o600),
+        b"d/x": b"",
+        b"twin": b"one of two that grew",
+        b"env": Directory(0o755),
+    }
+    assert tree.commit([planned(tree, literal)]) == []
+    assert all(inode(name) != number for name, number in before.items())
+    assert Path(home.text, "elsewhere").read_bytes() == b"one of two"
+    assert manifest_of(home).content == Content(literal).manifest.content
+
+
+def test_what_is_seen_redacted_is_not_appended_to(home, run, tree):
+    """The bytes on disk are not those that the plan knows."""
+    env = run / ".guild/attrs/env"
+    env.write_bytes(b"PATH: /bin\nTOKEN: redactex\n")
+    seen = b"PATH: /bin\nTOKEN: redacted\n"
+    inode = env.stat().st_ino
+    assert tree.commit([planned(tree, {**OLD, b".guild/attrs/env": seen + b"HOME: /root\n"})]) == []
+    assert env.read_bytes() == seen + b"HOME: /root\n"
+    assert env.stat().st_ino != inode
+
+
+@pytest.mark.parametrize("size", [9, (1 << 20) + 5])
+def test_an_append_that_breaks_off_leaves_a_prefix_and_is_continued(home, run, tree, monkeypatch, size):
+    more = bytes(range(256)) * (size // 256 + 1)
+
+    def half(fd: int, data: bytes, offset: int | None = None) -> None:
+        os.pwrite(fd, data[: len(data) // 2], offset or 0)
+        raise KeyboardInterrupt
+
+    update = grown(tree, more)
+    with monkeypatch.context() as patch:
+        patch.setattr(staged, "write_all", half)
+        with pytest.raises(KeyboardInterrupt):
+            tree.commit([update])
+    found = (run / "b").read_bytes()
+    assert b"old b" < found < b"old b" + more
+    assert (b"old b" + more).startswith(found)
+    assert home.is_inflight(RUN)
+    other = Tree(home)
+    inode = (run / "b").stat().st_ino
+    assert other.commit([grown(other, more)]) == []
+    other.close()
+    assert (run / "b").read_bytes() == b"old b" + more
+    assert (run / "b").stat().st_ino == inode
+    assert not home.is_inflight(RUN)

@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,14 @@ from guildsync.errors import (
     GuildsyncError,
     NotFound,
 )
-from guildsync.model.manifest import digest_of
+from guildsync.model.manifest import Digest, digest_of
 from guildsync.model.ports import Lost, Piece, Want
+from guildsync.model.run import INCOMPLETE as CUT_SHORT
 from guildsync.store.fs import Files, open_url
+from guildsync.store.journal import Commit, Facts, encode
+from guildsync.store.pack import pack_path
+from guildsync.tree import staged
+from guildsync.tree.dirs import write_all
 from guildsync.tree.tree import Tree
 from tests.kit.model import Person, conflict_code, contents_of, heads, opened_store, packs, reasons
 from tests.kit.trees import MIB, assert_same, noise, run_ids, write_run
@@ -535,6 +541,200 @@ def test_an_incomplete_run_is_never_a_source(tmp_path: Path, folder: str) -> Non
     agree(a, b)
 
 
+# -- what is left out
+
+
+def only(*includes: bytes, excludes: Iterable[bytes] = (), **allowed: Any) -> api.Options:
+    return api.Options(policy=api.Policy(paths=api.Paths(includes, tuple(excludes)), **allowed))
+
+
+def push(person: Person, options: api.Options) -> api.Outcome:
+    return person.context().push(person.remote, options)
+
+
+def pull(person: Person, options: api.Options) -> api.Outcome:
+    return person.context().pull(person.remote, options)
+
+
+ALWAYS = {".guild/opref", *(f".guild/attrs/{name}" for name in ("id", "flags", "exit_status"))}
+
+
+def test_what_a_push_left_out_the_next_one_sends(tmp_path: Path, remote: str, puts: list[str]) -> None:
+    a, b = people(tmp_path, remote)
+    write_run(a.home, RUN, {"best.pt": noise(1, 5000), "deep/er/best.pt": b"deep", "logs/x": b"x"}, label="first")
+    (a.run(RUN) / "empty").mkdir()
+    done(push(a, only(b"best.pt")), 1)
+    puts.clear()
+    again = push(a, only(b"best.pt"))
+    assert (again.exit_code, again.same, again.runs, puts) == (0, 1, 0, [])
+    done(b.pull(), 1)
+    there = b.contents(RUN)
+    assert {name for name in there if not name.startswith(".guild/")} == {"best.pt", "deep/er/best.pt"}
+    assert there.keys() >= ALWAYS
+    assert ".guild/output" not in there
+    assert not (b.run(RUN) / "empty").exists()
+    assert b.record(RUN).metadata.label == "first"
+    whole = a.push()
+    done(whole, 1, len(a.contents(RUN)) - len(there))
+    assert whole.bytes_total == sum(map(len, a.contents(RUN).values())) - sum(map(len, there.values()))
+    done(b.pull(), 1)
+    agree(a, b)
+    assert a.verify().exit_code == 0
+
+
+def test_a_pull_of_one_file_then_of_the_rest(tmp_path: Path, remote: str) -> None:
+    a, b = people(tmp_path, remote)
+    write_run(a.home, RUN, {"best.pt": b"best", "sub/best.pt": b"other"})
+    write_run(a.home, OTHER)
+    done(a.push(), 2)
+    done(pull(b, only(b"/best.pt")), 2)
+    assert {name for name in b.contents(RUN) if not name.startswith(".guild/")} == {"best.pt"}
+    assert b.contents(OTHER).keys() >= ALWAYS
+    assert pull(b, only(b"/best.pt")).same == 2
+    done(b.push(), 0)
+    done(b.pull(), 2)
+    agree(a, b)
+
+
+@pytest.mark.parametrize("verb", [push, pull])
+def test_a_left_out_file_that_both_edited_is_no_conflict(
+    tmp_path: Path, remote: str, verb: Callable[[Person, api.Options], api.Outcome], puts: list[str]
+) -> None:
+    a, b = shared(tmp_path, remote)
+    a.write(RUN, "train.py", b"what a wants")
+    a.write(RUN, "of a", b"a")
+    done(a.push(), 1, 2)
+    b.write(RUN, "train.py", b"b wants this")
+    b.write(RUN, "of b", b"b")
+    done(verb(b, only(excludes=[b"train.py"])), 1, 1)
+    assert b.read(RUN, "train.py") == b"b wants this"
+    assert [found["train.py"] for found in heads(remote)[RUN]] == [b"what a wants"]
+    puts.clear()
+    again = verb(b, only(excludes=[b"train.py"]))
+    assert (again.exit_code, again.same, again.runs, puts) == (0, 1, 0, [])
+    for whole in (b.push, b.pull):
+        in_conflict(whole(), RUN, "train.py")
+    done(b.push("source"), 1)
+    done(b.pull(), int(verb is push))
+    done(a.pull(), 1)
+    agree(a, b)
+
+
+@pytest.mark.parametrize("verb", [push, pull])
+def test_an_edit_of_one_side_that_was_left_out_goes_later(
+    tmp_path: Path, remote: str, verb: Callable[[Person, api.Options], api.Outcome]
+) -> None:
+    a, b = shared(tmp_path, remote)
+    a.write(RUN, "train.py", b"newer")
+    b.write(RUN, "checkpoints/model.pt", b"mine")
+    for _ in range(2):
+        assert verb(a, only(b"nothing.like.it")).same == 1
+        assert verb(b, only(b"*.csv", b"nothing.like.it")).same == 1
+    for home in (a, b):
+        done(home.push(), 1, 1)
+        done(home.pull(), int(home is b), int(home is b))
+    done(a.pull(), 1, 1)
+    agree(a, b)
+    assert (b.read(RUN, "train.py"), a.read(RUN, "checkpoints/model.pt")) == (b"newer", b"mine")
+
+
+@pytest.mark.parametrize("verb", [push, pull])
+def test_delete_removes_nothing_that_is_left_out(
+    tmp_path: Path, remote: str, verb: Callable[[Person, api.Options], api.Outcome]
+) -> None:
+    a, b = people(tmp_path, remote)
+    write_run(a.home, RUN, {"old/x.pt": b"x", "old/x.log": b"log", "logs/y": b"y"})
+    done(a.push(), 1)
+    done(b.pull(), 1)
+    for gone in ("old", "logs"):
+        shutil.rmtree(a.run(RUN) / gone)
+    mine = a
+    if verb is pull:
+        assert a.push(delete=True).removed == 5
+        mine = b
+    outcome = verb(mine, only(excludes=[b"*.log", b"logs/"], delete=True))
+    done(outcome, 1)
+    assert outcome.removed == 1
+    there = heads(remote)[RUN][0] if verb is push else b.contents(RUN)
+    left = {"train.py", "checkpoints/model.pt", "old/x.log", "logs/y"}
+    assert {name for name in there if not name.startswith(".guild/")} == left
+    assert verb(mine, only(excludes=[b"*.log", b"logs/"], delete=True)).same == 1
+    done(a.push(delete=True) if verb is push else b.pull(delete=True), 1)
+    done(b.pull(delete=True), int(verb is push))
+    agree(a, b)
+
+
+def test_what_is_below_a_directory_that_differs_is_known_all_the_same(tmp_path: Path, remote: str) -> None:
+    a, b = people(tmp_path, remote)
+    for person, mode in ((a, 0o755), (b, 0o700)):
+        write_run(person.home, RUN, {"d/x.pt": b"same"})
+        (person.run(RUN) / "d").chmod(mode)
+    done(a.push(), 1)
+    assert push(b, only(b"*.pt")).same == 1
+    b.write(RUN, "d/x.pt", b"newer")
+    done(push(b, only(b"*.pt")), 1, 1)
+    in_conflict(b.push(), RUN, "d")
+
+
+def test_writers_that_did_not_see_each_other_are_settled_as_wholes(tmp_path: Path, folder: str) -> None:
+    a, b = shared(tmp_path, folder)
+    shutil.copytree(tmp_path / "store", tmp_path / "aside")
+    a.write(RUN, "train.py", b"of a")
+    b.write(RUN, "checkpoints/model.pt", b"of b")
+    done(a.push(), 1)
+    done(Person(b.home, f"file://{tmp_path}/aside").push(), 1)
+    shutil.copytree(tmp_path / "aside", tmp_path / "store", dirs_exist_ok=True)
+    there = heads(folder)
+    assert len(there[RUN]) == 2
+    in_conflict(push(a, only(b"*.py", resolve="source")), RUN, None)
+    assert heads(folder) == there
+    done(a.push("source"), 1)
+
+
+def test_a_store_puts_down_anew_what_it_has_of_what_is_left_out(tmp_path: Path, folder: str) -> None:
+    a, b = shared(tmp_path, folder)
+    old = a.read(RUN, "checkpoints/model.pt")
+    for name in ("train.py", "checkpoints/model.pt"):
+        a.write(RUN, name, b"newer")
+    going = [Digest(Path(name).name) for name in packs(folder)]
+    collected(tmp_path / "store", condemned=going)
+    done(push(a, only(b"*.py")), 1, 1)
+    assert push(a, only(b"*.py")).same == 1
+    collected(tmp_path / "store", condemned=going, dropped=going)
+    for pack in going:
+        (tmp_path / "store" / pack_path(pack)).unlink()
+    assert a.verify().problems == []
+    done(b.pull(), 1, 1)
+    assert (b.read(RUN, "train.py"), b.read(RUN, "checkpoints/model.pt")) == (b"newer", old)
+    done(a.push(), 1, 1)
+    done(b.pull(), 1, 1)
+    agree(a, b)
+
+
+def collected(store: Path, **facts: Iterable[Digest]) -> None:
+    """A collector says this of packs."""
+    last = max(path.name for path in (store / "journal").iterdir())
+    stated = Facts(**{kind: frozenset(names) for kind, names in facts.items()})
+    commit = Commit("f" * 32, 1 + int(last[:16]), str(uuid.uuid4()), stated)
+    (store / "journal" / commit.name).write_bytes(encode(commit))
+
+
+def test_a_pull_that_did_not_end_goes_on_without_what_is_left_out(tmp_path: Path, folder: str) -> None:
+    a, b = shared(tmp_path, folder)
+    a.write(RUN, "train.py", b"changed")
+    a.write(RUN, "new", noise(3, 9000))
+    a.write(RUN, "checkpoints/model.pt", noise(4, 9000))
+    done(a.push(), 1, 3)
+    with damaged(tmp_path, folder, a.read(RUN, "new") or b""):
+        assert b.pull().exit_code == 8
+    outcome = pull(b, only(b"*.py"))
+    assert outcome.problems == []
+    assert b.read(RUN, "new") is None
+    assert pull(b, only(b"*.py")).same == 1
+    assert b.pull().problems == []
+    agree(a, b)
+
+
 # -- what changes while it is read
 
 
@@ -555,15 +755,32 @@ class Meddler:
         monkeypatch.setattr(Tree, "fetch", meddled)
 
 
-@pytest.mark.parametrize("size", [100, 3 * MIB], ids=["small", "parts"])
-def test_a_file_rewritten_while_it_is_pushed_is_read_again(
-    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch, size: int
+def test_a_small_file_rewritten_while_it_is_pushed_is_taken_as_it_was_scanned(
+    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (a,) = people(tmp_path, remote, "a")
-    write_run(a.home, RUN, {"model": noise(0, size), "small": b"0"})
+    write_run(a.home, RUN, {"one": b"0", "other": b"0"})
+    scanned = a.contents(RUN)
+
+    def rewrite(_: int) -> None:
+        a.write(RUN, "one", b"1")
+        a.write(RUN, "other", b"1")
+
+    Meddler(monkeypatch, rewrite)
+    done(a.push(), 1)
+    assert heads(remote) == {RUN: [scanned]}
+    done(a.push(), 1, 2)
+    assert heads(remote) == {RUN: [a.contents(RUN)]}
+
+
+def test_a_file_rewritten_while_it_is_pushed_is_read_again(
+    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a,) = people(tmp_path, remote, "a")
+    write_run(a.home, RUN, {"model": noise(0, 3 * MIB), "small": b"0"})
 
     def rewrite(left: int) -> None:
-        a.write(RUN, "model", noise(left + 1, size))
+        a.write(RUN, "model", noise(left + 1, 3 * MIB))
         a.write(RUN, "small", b"%d" % (left + 1))
 
     Meddler(monkeypatch, rewrite, 2)
@@ -603,7 +820,7 @@ def test_a_run_that_goes_away_while_it_is_pushed_is_reported(
     tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (a,) = people(tmp_path, remote, "a")
-    write_run(a.home, RUN)
+    write_run(a.home, RUN, {"model": noise(0, 3 * MIB)})
     write_run(a.home, OTHER)
     Meddler(monkeypatch, lambda left: shutil.rmtree(a.run(RUN)))
     outcome = a.push()
@@ -922,3 +1139,33 @@ def test_a_store_of_another_format_is_refused(tmp_path: Path, folder: str) -> No
     (newcomer,) = people(tmp_path, folder, "n")
     with pytest.raises(GuildsyncError, match="format 2"):
         newcomer.pull()
+
+
+@pytest.mark.parametrize("more", [1000, 2 * MIB], ids=["a little", "parts"])
+@pytest.mark.parametrize("size", [100, MIB - 10, 3 * MIB], ids=["small", "nearly parts", "parts"])
+def test_a_pull_that_broke_off_while_a_log_was_appended_to_goes_on(
+    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch, size: int, more: int
+) -> None:
+    a, b = people(tmp_path, remote)
+    log = noise(0, size)
+    write_run(a.home, RUN, {"log": log})
+    done(a.push(), 1)
+    done(b.pull(), 1)
+    a.write(RUN, "log", log + noise(1, more))
+    done(a.push(), 1)
+    inode = (b.run(RUN) / "log").stat().st_ino
+
+    def half(fd: int, data: bytes, offset: int | None = None) -> None:
+        if offset and os.fstat(fd).st_ino == inode:
+            os.pwrite(fd, data[: len(data) // 2], offset)
+            raise KeyboardInterrupt
+        write_all(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staged, "write_all", half)
+        with pytest.raises(KeyboardInterrupt):
+            b.pull()
+    assert b.record(RUN).summary.status == CUT_SHORT
+    done(b.pull(), 1)
+    agree(a, b)
+    assert (b.run(RUN) / "log").stat().st_ino == inode

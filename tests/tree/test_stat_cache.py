@@ -1,0 +1,476 @@
+"""The stat cache never lies: whatever a writer does to times, the next push delivers the bytes (promise P15)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guildsync import api
+from guildsync.store.fs import open_url
+from guildsync.tree import hashing, scan, statcache
+from guildsync.tree.dirs import open_directory
+from guildsync.tree.home import Home
+from guildsync.tree.statcache import BLIND, StatCache, filesystem
+from tests.kit.model import Person
+from tests.kit.trees import EPOCH_NS, MIB, put, run_ids, write_run
+from tests.kit.writers import Mapper, generation
+
+RUN, OTHER = run_ids(2)
+SIZE = 2 * MIB + 4096
+SECOND_NS = 1_000_000_000
+SEEING = ("ext4", "xfs", "btrfs")
+"""Filesystems that notice a store through a mapping to a page that is clean."""
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A directory on a filesystem that sees mapped stores, and on one that does not."""
+    if request.param == "disk":
+        kind = filesystem(os.fsencode(tmp_path))
+        if kind not in SEEING:
+            pytest.skip(f"{tmp_path} is on {kind or 'an unknown filesystem'}, not on {', '.join(SEEING)}")
+        yield tmp_path
+        return
+    if filesystem(b"/dev/shm") != "tmpfs" or not os.access("/dev/shm", os.W_OK):
+        pytest.skip("/dev/shm is no tmpfs that may be written")
+    directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def remote() -> Iterator[str]:
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    files = open_url(url)
+    if files.fs.exists(files.root):
+        files.fs.rm(files.root, recursive=True)
+
+
+@pytest.fixture
+def person(place: Path, remote: str) -> Person:
+    found = Person(place / "home", remote)
+    write_run(found.home, RUN, {"weights": generation(0, SIZE), "note": b"before"})
+    return found
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The name of every file that a scan opens."""
+    seen: list[bytes] = []
+    opened = scan.open_file
+
+    def counted(dir_fd: int, name: bytes) -> int:
+        seen.append(name)
+        return opened(dir_fd, name)
+
+    monkeypatch.setattr(scan, "open_file", counted)
+    return seen
+
+
+def aged(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """From now on scans find every file so much older than it is."""
+    now_ns = StatCache.now_ns
+    monkeypatch.setattr(StatCache, "now_ns", lambda self: now_ns(self) + seconds * SECOND_NS)
+
+
+def weights(person: Person) -> Path:
+    return person.run(RUN) / "weights"
+
+
+def sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def delivered(person: Person, name: str = "weights", run: str = RUN) -> bytes | None:
+    """What a fresh home gets of a file."""
+    with tempfile.TemporaryDirectory(dir=person.home.parent) as directory:
+        fresh = Person(Path(directory) / "home", person.remote)
+        assert fresh.pull().exit_code == 0
+        return fresh.read(run, name)
+
+
+def pushed(person: Person, files: int | None = None) -> None:
+    outcome = person.push()
+    assert (outcome.problems, outcome.exit_code) == ([], 0)
+    if files is not None:
+        assert outcome.files == files
+
+
+def replaced(path: Path, data: bytes, mtime_ns: int = EPOCH_NS) -> None:
+    """Another file of the same name and mtime, by one rename."""
+    os.rename(put(path.parent, f"{path.name}.new", data, mtime_ns=mtime_ns), path)
+
+
+def rewritten(path: Path, data: bytes, mtime_ns: int = EPOCH_NS) -> None:
+    """The same file with other bytes and the same mtime."""
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+# -- writers that map a file into their memory
+
+
+def test_a_mapped_store_moves_no_time_where_nothing_is_written_back(person: Person) -> None:
+    """What the cache has to cope with; on a disk, a page's first store after it was written back is seen."""
+    blind = filesystem(os.fsencode(person.home)) in BLIND
+    with Mapper(weights(person)) as mapper:
+        mapper.store(1)
+        for number in (2, 3):
+            before = statcache.stamp_of(os.stat(weights(person)))
+            mapper.store(number)
+            assert statcache.stamp_of(os.stat(weights(person))) == before
+        sync(weights(person))
+        before = statcache.stamp_of(os.stat(weights(person)))
+        mapper.store(4)
+        assert (statcache.stamp_of(os.stat(weights(person))) == before) == blind
+
+
+@pytest.mark.parametrize("age", [0, 3, 61])
+def test_every_push_delivers_what_a_mapped_writer_stored_before(
+    person: Person, monkeypatch: pytest.MonkeyPatch, age: int
+) -> None:
+    """No LOCK says that the writer runs. A file of 61 s was written back by the system, which is done for it here."""
+    aged(monkeypatch, age)
+    with Mapper(weights(person)) as mapper:
+        for number in range(1, 9):
+            stored = mapper.store(number)
+            if age > 60:
+                sync(weights(person))
+            pushed(person)
+            assert delivered(person) == stored
+        stored = mapper.store(1000)
+    pushed(person)
+    assert delivered(person) == stored
+    pushed(person, 0)
+
+
+@pytest.mark.parametrize("age", [0, 3, 61])
+@pytest.mark.parametrize("written_back", [False, True])
+def test_a_run_that_ended_is_delivered_as_its_mapped_writer_left_it(
+    person: Person, monkeypatch: pytest.MonkeyPatch, age: int, written_back: bool
+) -> None:
+    """LOCK stands as long as the writer runs, as Guild has it. Then nothing is relied on: stat data may be what they
+    were, and pages may be older than they should be."""
+    aged(monkeypatch, age)
+    with Mapper(weights(person)) as mapper:
+        lock = Path(os.fsdecode(put(person.run(RUN), ".guild/LOCK", b"%d" % mapper.pid)))
+        mapper.store(1)
+        for _ in range(2):
+            if written_back:
+                sync(weights(person))
+            pushed(person)
+        stored = mapper.store(2)
+    lock.unlink()
+    pushed(person, 1)
+    assert delivered(person) == stored
+    pushed(person, 0)
+
+
+@pytest.mark.parametrize("age", [0, 3, 61])
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_mapped_store_during_a_push_is_delivered_by_the_next(
+    person: Person, monkeypatch: pytest.MonkeyPatch, age: int, after: int
+) -> None:
+    aged(monkeypatch, age)
+    with Mapper(weights(person)) as mapper:
+        mapper.store(1)
+        if age > 60:
+            sync(weights(person))
+        reads, pread = 0, os.pread
+
+        def store_then(fd: int, size: int, offset: int) -> bytes:
+            nonlocal reads
+            data = pread(fd, size, offset)
+            reads += size > 4096
+            if reads == after:
+                mapper.store(2)
+            return data
+
+        monkeypatch.setattr(hashing.os, "pread", store_then)
+        person.push()
+        assert reads >= after
+        monkeypatch.setattr(hashing.os, "pread", pread)
+        if age > 60:
+            sync(weights(person))
+        pushed(person)
+        assert delivered(person) == generation(2, SIZE)
+        stored = mapper.store(3)
+    pushed(person)
+    assert delivered(person) == stored
+
+
+def test_a_process_of_the_run_that_ended_unseen_is_enough(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The LOCK is still there, its process is not."""
+    aged(monkeypatch, 61)
+    with Mapper(weights(person)) as mapper:
+        put(person.run(RUN), ".guild/LOCK", b"%d" % mapper.pid)
+        mapper.store(1)
+        pushed(person)
+        stored = mapper.store(2)
+    pushed(person, 1)
+    assert delivered(person) == stored
+
+
+# -- times that are put back, or tick too slowly
+
+
+@pytest.mark.parametrize("age", [0, 3, 61])
+@pytest.mark.parametrize("change", [rewritten, replaced])
+def test_equal_size_and_mtime_hide_nothing(
+    person: Person, monkeypatch: pytest.MonkeyPatch, age: int, change: Callable[[Path, bytes], None]
+) -> None:
+    aged(monkeypatch, age)
+    pushed(person)
+    for number in range(1, 6):
+        data = generation(number, SIZE)
+        change(weights(person), data)
+        assert (os.stat(weights(person)).st_size, os.stat(weights(person)).st_mtime_ns) == (SIZE, EPOCH_NS)
+        pushed(person, 1)
+        assert delivered(person) == data
+        pushed(person, 0)
+
+
+@pytest.mark.parametrize("grain_ns", [1, SECOND_NS])
+def test_what_changes_at_once_after_a_push_is_delivered(
+    place: Path, remote: str, monkeypatch: pytest.MonkeyPatch, grain_ns: int
+) -> None:
+    """Within one tick of the clock of files, which on some filesystems is as long as a second."""
+
+    def coarse(info: os.stat_result) -> statcache.Stamp:
+        times = (info.st_mtime_ns // grain_ns * grain_ns, info.st_ctime_ns // grain_ns * grain_ns)
+        return statcache.Stamp(info.st_size, *times, 0)
+
+    monkeypatch.setattr(statcache, "stamp_of", coarse)
+    monkeypatch.setattr(scan, "stamp_of", coarse)
+    person, reader = Person(place / "home", remote), Person(place / "reader", remote)
+    path = Path(os.fsdecode(put(person.run(RUN), "note", b"%6d" % 0)))
+    pushed(person)
+    for number in range(1, 201):
+        (replaced if number % 3 == 0 else rewritten)(path, b"%6d" % number)
+        pushed(person, 1)
+        if number % 20 == 0:
+            assert reader.pull().exit_code == 0
+            assert reader.read(RUN, "note") == b"%6d" % number
+
+
+@pytest.mark.parametrize("jump", [-10_000_000, 10_000_000])
+def test_the_wall_clock_decides_nothing(
+    person: Person, monkeypatch: pytest.MonkeyPatch, hashed: list[bytes], jump: int
+) -> None:
+    """Nothing of it makes a file older than it is, nor hides a change."""
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda real=time.time_ns: real() + jump * SECOND_NS)
+    pushed(person)
+    for number in range(1, 6):
+        rewritten(weights(person), generation(number, SIZE))
+        pushed(person, 1)
+        assert delivered(person) == generation(number, SIZE)
+        hashed.clear()
+        pushed(person, 0)
+        assert b"weights" in hashed
+        jump = -jump
+
+
+@pytest.mark.parametrize("jump", [-10_000_000, 10_000_000])
+def test_a_clock_of_files_that_jumps_hides_no_write(person: Person, monkeypatch: pytest.MonkeyPatch, jump: int) -> None:
+    """The host's clock was set: files are from the future, or as old as can be."""
+    pushed(person)
+    for number in range(1, 6):
+        aged(monkeypatch, jump)
+        for change in (rewritten, replaced):
+            data = generation(2 * number + (change is replaced), SIZE)
+            change(weights(person), data)
+            pushed(person, 1)
+            assert delivered(person) == data
+        jump = -jump
+
+
+def test_a_mapped_writer_is_seen_whatever_the_clock_of_files_says(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's clock was set forward: what a writer stored to a moment ago looks old, and was not written back."""
+    aged(monkeypatch, 3600)
+    with Mapper(weights(person)) as mapper:
+        mapper.store(1)
+        pushed(person)
+        stored = mapper.store(2)
+        pushed(person)
+        assert delivered(person) == stored
+
+
+# -- what a row may be kept of
+
+
+def scanned(run: Path, now_ns: int | None, known: statcache.Known | None = None) -> scan.Scanned:
+    fd = open_directory(os.fsencode(run))
+    try:
+        return scan.scan(RUN, fd, scan.View(), known, None if now_ns is None else lambda: now_ns)
+    finally:
+        os.close(fd)
+
+
+def changed_ns(path: Path) -> int:
+    info = os.lstat(path)
+    return max(info.st_mtime_ns, info.st_ctime_ns)
+
+
+@pytest.mark.parametrize("age_ns", [0, 2 * SECOND_NS - 1, 2 * SECOND_NS, 60 * SECOND_NS - 1, 60 * SECOND_NS])
+def test_a_row_is_kept_only_of_what_is_old_and_written_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_ns: int
+) -> None:
+    """Older than two seconds, and synced before it was hashed or older than a minute."""
+    order: list[str] = []
+    path = Path(os.fsdecode(put(tmp_path, "note", b"x")))
+    for name in ("fsync", "pread"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (order.append(name), real(*args))[1])
+    known = scanned(tmp_path, changed_ns(path) + age_ns).known
+    assert bool(known.stamps) == (known.fingerprint is not None)
+    if known.stamps:
+        assert age_ns >= 2 * SECOND_NS
+        assert age_ns >= 60 * SECOND_NS or order[0] == "fsync"
+    assert known.stamps or age_ns < 60 * SECOND_NS
+    assert scanned(tmp_path, None).known.stamps == {}
+
+
+def test_a_link_that_may_change_within_the_tick_keeps_no_run(tmp_path: Path) -> None:
+    """A link is no longer than its name says, and `latest` points to names of one length."""
+    (tmp_path / "latest").symlink_to("model-1")
+    settled = changed_ns(tmp_path / "latest") + 2 * SECOND_NS
+    assert scanned(tmp_path, settled - 1).known.fingerprint is None
+    assert scanned(tmp_path, settled + 60 * SECOND_NS).known.fingerprint is not None
+
+
+def test_a_file_that_changed_while_it_was_hashed_keeps_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it has the size and mtime that it had."""
+    path = Path(os.fsdecode(put(tmp_path, "note", b"old")))
+    pread = os.pread
+
+    def rewrite_then(fd: int, size: int, offset: int) -> bytes:
+        monkeypatch.setattr(hashing.os, "pread", pread)
+        data = pread(fd, size, offset)
+        rewritten(path, b"new")
+        return data
+
+    monkeypatch.setattr(hashing.os, "pread", rewrite_then)
+    found = scanned(tmp_path, changed_ns(path) + 61 * SECOND_NS)
+    assert found.known.stamps == {}
+    assert found.known.fingerprint is None
+    assert scanned(tmp_path, None, found.known).manifest.by_path[b"note"].digest == hashing.hash_bytes(b"new", 0).digest
+
+
+def test_the_clock_is_that_of_the_filesystem_where_the_runs_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs` may be a link to a disk of another host, whose clock is another one."""
+    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        if os.stat(elsewhere).st_dev == os.stat(tmp_path).st_dev:
+            pytest.skip("/dev/shm and the temporary directory are one filesystem")
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home/runs").symlink_to(elsewhere)
+        home = Home(str(tmp_path / "home"))
+        home.prepare()
+        devices: list[int] = []
+        fstat = os.fstat
+        monkeypatch.setattr(statcache.os, "fstat", lambda fd: (devices.append(fstat(fd).st_dev), fstat(fd))[1])
+        StatCache(home, "plain").now_ns()
+        assert devices == [os.stat(elsewhere).st_dev]
+    finally:
+        shutil.rmtree(elsewhere)
+
+
+@root
+def test_nothing_is_kept_on_an_overlay_that_is_never_written_back(tmp_path: Path) -> None:
+    """As in a live system, whose disk is an overlay above memory."""
+    mounted = []
+
+    def mount(*args: str | Path) -> None:
+        done = subprocess.run(["mount", *map(str, args)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mount: {done.stderr.decode().strip()}")
+        mounted.append(args[-1])
+
+    memory, merged, lower = tmp_path / "memory", tmp_path / "merged", tmp_path / "lower"
+    for directory in (memory, merged, lower):
+        directory.mkdir()
+    try:
+        mount("-t", "tmpfs", "tmpfs", memory)
+        (memory / "upper").mkdir()
+        (memory / "work").mkdir()
+        options = f"lowerdir={lower},upperdir={memory}/upper,workdir={memory}/work"
+        mount("-t", "overlay", "overlay", "-o", options, merged)
+        home = Home(str(merged / "home"))
+        home.prepare()
+        assert not StatCache(home, "plain").usable
+    finally:
+        for target in reversed(mounted):
+            subprocess.run(["umount", "-l", str(target)], check=False)
+
+
+# -- the cache is worth its trouble
+
+
+def test_a_run_that_settled_is_not_read_again(
+    person: Person, monkeypatch: pytest.MonkeyPatch, hashed: list[bytes]
+) -> None:
+    blind = filesystem(os.fsencode(person.home)) in BLIND
+    aged(monkeypatch, 61)
+    pushed(person)
+    hashed.clear()
+    pushed(person, 0)
+    assert bool(hashed) == blind
+    assert person.push().same == 1
+
+
+def test_only_what_changed_is_read_again(person: Person, monkeypatch: pytest.MonkeyPatch, hashed: list[bytes]) -> None:
+    if filesystem(os.fsencode(person.home)) in BLIND:
+        pytest.skip("nothing is kept on a filesystem that is blind")
+    aged(monkeypatch, 61)
+    write_run(person.home, OTHER)
+    pushed(person)
+    rewritten(person.run(RUN) / "note", b"beyond")
+    hashed.clear()
+    pushed(person, 1)
+    assert hashed == [b"note"]
+    assert delivered(person, "note") == b"beyond"
+
+
+def test_what_is_asked_for_is_read_in_spite_of_the_cache(
+    person: Person, monkeypatch: pytest.MonkeyPatch, hashed: list[bytes]
+) -> None:
+    aged(monkeypatch, 61)
+    pushed(person)
+    hashed.clear()
+    outcome = person.context().push(person.remote, api.Options(), rehash=True)
+    assert outcome.exit_code == 0
+    assert b"weights" in hashed
+
+
+def test_a_cache_that_cannot_be_read_only_costs_time(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    aged(monkeypatch, 61)
+    pushed(person)
+    top = person.home / ".guildsync" / "stat"
+    kept = [path for path in top.rglob("*") if path.is_file()] if top.is_dir() else []
+    for damage in (b"", b"{", b"{}\n{}\n[]", b"\xff\n", b'{"alive":1,"content":"x","fingerprint":1}\n{}\n'):
+        for path in kept:
+            path.write_bytes(damage)
+        rewritten(weights(person), generation(len(damage) + 1, SIZE))
+        pushed(person, 1)
+        assert delivered(person) == generation(len(damage) + 1, SIZE)
