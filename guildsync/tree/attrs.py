@@ -10,6 +10,7 @@ from typing import Dict, FrozenSet, Mapping, Optional, Tuple
 from guildsync.model.manifest import is_entry_path
 from guildsync.model.run import Attributes
 from guildsync.tree.dirs import Descent, open_directory, write_all
+from guildsync.tree.durable import EACH, Durability
 
 LISTED = (
     "cmd",
@@ -91,6 +92,7 @@ def write_attributes(
     attributes: Mapping[str, Optional[bytes]],
     markers: Optional[Mapping[str, bytes]] = None,
     staging: Optional[int] = None,
+    durability: Durability = EACH,
 ) -> None:
     """Set metadata attributes (None removes one) and, unless None, the markers that a sync sets. Each file is
     replaced by a rename: a crash leaves each old or new. Directories are made only for what is to lie in them.
@@ -98,13 +100,17 @@ def write_attributes(
     A crash leaves its temporary file in the directory `staging` (None: beside the attribute, where it is an entry of
     the run until the attribute is next written)."""
     with Descent(os.dup(run_fd)) as descent:
-        _replace_all(descent, b".guild/attrs", attributes, staging)
+        _replace_all(descent, b".guild/attrs", attributes, staging, durability)
         if markers is not None:
-            _replace_all(descent, b".guild", {name: markers.get(name) for name in OURS}, staging)
+            _replace_all(descent, b".guild", {name: markers.get(name) for name in OURS}, staging, durability)
 
 
 def _replace_all(
-    descent: Descent, directory: bytes, files: Mapping[str, Optional[bytes]], staging: Optional[int]
+    descent: Descent,
+    directory: bytes,
+    files: Mapping[str, Optional[bytes]],
+    staging: Optional[int],
+    durability: Durability,
 ) -> None:
     if not files:
         return
@@ -113,11 +119,11 @@ def _replace_all(
     except FileNotFoundError:
         return
     for name, data in files.items():
-        _replace(fd, os.fsencode(name), data, staging)
-    os.fsync(fd)
+        _replace(fd, os.fsencode(name), data, staging, durability)
+    durability.sync(fd)
 
 
-def _replace(dir_fd: int, name: bytes, data: Optional[bytes], staging: Optional[int]) -> None:
+def _replace(dir_fd: int, name: bytes, data: Optional[bytes], staging: Optional[int], durability: Durability) -> None:
     if data is None:
         try:
             os.unlink(name, dir_fd=dir_fd)
@@ -137,7 +143,7 @@ def _replace(dir_fd: int, name: bytes, data: Optional[bytes], staging: Optional[
     fd = os.open(temporary, flags, 0o666, dir_fd=temporary_fd)
     try:
         write_all(fd, data)
-        os.fsync(fd)
+        durability.sync(fd)
     finally:
         os.close(fd)
     os.replace(temporary, name, src_dir_fd=temporary_fd, dst_dir_fd=dir_fd)

@@ -11,7 +11,8 @@ from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, Entry, Mani
 from guildsync.model.plan import Change
 from guildsync.model.ports import Aim, RawUpdate
 from guildsync.tree import attrs
-from guildsync.tree.dirs import Descent, open_directory, remove_tree, sync_path
+from guildsync.tree.dirs import Descent, open_directory, remove_tree
+from guildsync.tree.durable import EACH, Durability
 from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
 from guildsync.tree.scan import View
@@ -21,9 +22,8 @@ _UNSETTLED = 0o700
 """The mode of a directory of ours until all is in it."""
 
 
-def create(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) -> None:
-    """A run that was not there: put together where nobody looks, durable, then renamed to its place. With files
-    withheld it appears without them and stays marked as inflight."""
+def assemble(files: StagedFiles, update: RawUpdate, want: Manifest, durability: Durability) -> None:
+    """Put a run that was not there together where nobody looks, without the files that are withheld."""
     name = os.fsencode(update.run)
     remove_tree(name, files.fd)
     os.mkdir(name, 0o777, dir_fd=files.fd)
@@ -33,12 +33,17 @@ def create(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) ->
                 continue
             fd, last = descent.place(entry.path)
             _add(files, update.run, entry, fd, last)
-        attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd)
-        _settle(descent, want.entries, [b""])
+        attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd, durability)
+        _settle(descent, want.entries, [b""], durability)
+
+
+def appear(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) -> None:
+    """Rename an assembled run that is durable to its place; who calls makes that durable. One that lacks files stays
+    marked as inflight."""
+    name = os.fsencode(update.run)
     if update.withheld:
         home.begin(update.run, NOTHING, want)
     os.rename(name, os.path.join(home.runs, name), src_dir_fd=files.fd)
-    sync_path(home.runs)
     if not update.withheld:
         home.end(update.run)
 
@@ -173,7 +178,7 @@ def _add(files: StagedFiles, run: str, entry: Entry, fd: int, name: bytes) -> No
         files.forget(run, entry.path)
 
 
-def _settle(descent: Descent, made: Iterable[Entry], touched: Iterable[bytes]) -> None:
+def _settle(descent: Descent, made: Iterable[Entry], touched: Iterable[bytes], durability: Durability = EACH) -> None:
     """Give directories their modes and times, and make what they list durable, deepest first."""
     directories = {entry.path: entry for entry in made if entry.kind == DIRECTORY}
     for path in sorted(directories.keys() | set(touched), reverse=True):
@@ -182,4 +187,4 @@ def _settle(descent: Descent, made: Iterable[Entry], touched: Iterable[bytes]) -
         if entry is not None:
             os.fchmod(fd, entry.mode)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-        os.fsync(fd)
+        durability.sync(fd)

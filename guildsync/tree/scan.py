@@ -21,7 +21,8 @@ from guildsync.model.manifest import (
     parent,
 )
 from guildsync.tree.dirs import Descent, open_directory
-from guildsync.tree.hashing import Cut, Hashed, Torn, hash_bytes, hash_file, read_at, read_file, write_back
+from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, read_file, write_back
+from guildsync.tree.recent import Recent
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
 from guildsync.tree.statcache import SETTLED_NS, Known, Stamp, fingerprint, stamp_of
 
@@ -51,26 +52,6 @@ class Scanned:
         if self._manifest is None:
             self._manifest = self.known.manifest()
         return self._manifest
-
-
-class Recent:
-    """The bytes of small files that were just hashed, within a budget: who wants them need not read them again."""
-
-    def __init__(self, budget: int = 48 << 20) -> None:
-        """`budget`: bytes. What does not fit is not kept."""
-        self._left = budget
-        self._data: Dict[Digest, bytes] = {}
-
-    def keep(self, hashed: Hashed) -> None:
-        if hashed.data and hashed.digest not in self._data and hashed.size <= self._left:
-            self._left -= hashed.size
-            self._data[hashed.digest] = hashed.data
-
-    def take(self, digest: Digest) -> Optional[bytes]:
-        """The bytes of this digest, once."""
-        data = self._data.pop(digest, None)
-        self._left += len(data or b"")
-        return data
 
 
 class View:
@@ -120,7 +101,8 @@ class View:
                 hashed = hash_file(fd, before, self._cut)
         finally:
             os.close(fd)
-        self.recent.keep(hashed)
+        if hashed.data is not None:
+            self.recent.keep(hashed.digest, hashed.data)
         return file_entry(path, mode, hashed.size, hashed.digest, hashed.mtime_ns, hashed.parts)
 
     def read(self, fd: int, path: bytes, size: int, offset: int) -> bytes:

@@ -12,7 +12,9 @@ from guildsync.model.manifest import PART_SIZE, Digest, Entry, digest_of
 from guildsync.model.ports import Piece, Want
 from guildsync.model.run import RunId
 from guildsync.tree.dirs import write_all
+from guildsync.tree.durable import EACH, Durability
 from guildsync.tree.home import Staging
+from guildsync.tree.recent import Recent
 
 _OPEN_FILES = 16
 
@@ -38,6 +40,7 @@ class StagedFiles:
         self._kept: Dict[bytes, List[Digest]] = {}
         self._written: Dict[bytes, Dict[int, Digest]] = {}
         self._rewritten: Set[bytes] = set()
+        self._recent = Recent()
         self._fds: OrderedDict[bytes, int] = OrderedDict()
 
     @property
@@ -60,6 +63,7 @@ class StagedFiles:
             if self._written.get(name, {}).get(want.offset, want.digest) != want.digest:
                 name += b"-" + want.digest[:16].encode()  # an earlier version's object stands there
             self._put(name, want, data)
+            self._recent.keep(want.digest, data)
 
     def build(self, run: str, entry: Entry, elsewhere: Mapping[Digest, Want]) -> Optional[Problem]:
         """Complete the staged file of `entry`: what was not staged for it is copied from where it lies in this home
@@ -83,15 +87,20 @@ class StagedFiles:
             return Problem(run, entry.path, DAMAGED, "its parts do not add up to its digest")
         return None
 
-    def finish(self, run: str, entry: Entry) -> None:
+    def finish(self, run: str, entry: Entry, durability: Durability = EACH) -> None:
         """Give a built file its mode and mtime and make it durable. May be called from any thread."""
-        fd = _open_ours(name_of(run, entry.path), 0, self._staging.fd)
+        name, fd = name_of(run, entry.path), self._staging.fd
+        if durability.at_once:
+            os.chmod(name, entry.mode, dir_fd=fd)
+            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
+            return
+        built = _open_ours(name, 0, fd)
         try:
-            os.fchmod(fd, entry.mode)
-            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-            os.fsync(fd)
+            os.fchmod(built, entry.mode)
+            os.utime(built, ns=(entry.mtime_ns, entry.mtime_ns))
+            durability.sync(built)
         finally:
-            os.close(fd)
+            os.close(built)
 
     def append(self, run: str, entry: Entry, have: Entry, fd: int) -> bool:
         """Write what a built file has beyond `have` to the end of `fd`, durably; False, and nothing is written, where
@@ -139,6 +148,9 @@ class StagedFiles:
             del self._places[digest]
 
     def _copy(self, digest: Digest, elsewhere: Mapping[Digest, Want]) -> Optional[bytes]:
+        data = self._recent.get(digest)
+        if data is not None:
+            return data
         place = self._places.get(digest)
         candidates = []
         if place is not None and place.name is not None:

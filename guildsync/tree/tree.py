@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
-from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from itertools import compress
+from typing import (
+    Callable,
+    Collection,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
 from guildsync.errors import (
     ALIVE,
@@ -27,15 +41,20 @@ from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Step,
 from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
+from guildsync.tree.durable import Durability
 from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.home import Home, translated
-from guildsync.tree.publish import create, cut_short, rewrite
+from guildsync.tree.publish import appear, assemble, cut_short, rewrite
 from guildsync.tree.scan import Scanned, View, open_file, scan
 from guildsync.tree.staged import StagedFiles
 from guildsync.tree.statcache import Known, StatCache
 
 _SYNCERS = 8
-_SYNCED_AT_ONCE = 1024
+_CHUNK = 64
+
+Act = Callable[[StagedFiles, RawUpdate, Durability], List[Problem]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Tree:
@@ -205,13 +224,7 @@ class Tree:
             if any(problem.reason == MOVED for problem in problems):
                 self._scans.clear()  # of what was scanned something changed: another round must not rely on it
                 self._here = None
-            with ThreadPoolExecutor(_SYNCERS) as pool:
-                new = ((each.run, entry) for each in ready for entry in _new_files(each))
-                for some in iter(lambda: list(islice(new, _SYNCED_AT_ONCE)), []):
-                    for _ in pool.map(lambda one: files.finish(*one), some):
-                        pass
-                for found in pool.map(lambda each: self._published(files, each), ready):
-                    problems += found
+            problems += self._published(files, ready)
             sync_path(self._home.runs)
         return problems
 
@@ -264,15 +277,32 @@ class Tree:
                 problems.append(problem)
         return problems
 
-    def _published(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
+    def _published(self, files: StagedFiles, updates: Sequence[RawUpdate]) -> List[Problem]:
+        """Everything new is durable before the first of it can be seen."""
+        made = [(each.run, entry) for each in updates for entry in _new_files(each)]
+        durability = Durability(files.fd, len(made), sum(entry.size for _, entry in made))
+        with ThreadPoolExecutor(1 if durability.at_once else _SYNCERS) as pool:
+            _spread(pool, lambda one: files.finish(*one, durability), made)
+            prepared = _spread(pool, lambda each: self._tried(self._prepare, files, each, durability), updates)
+            durability.finish()
+            able = list(compress(updates, [not failed for failed in prepared]))
+            published = _spread(pool, lambda each: self._tried(self._publish, files, each, durability), able)
+        return [problem for found in (*prepared, *published) for problem in found]
+
+    def _tried(self, act: Act, files: StagedFiles, update: RawUpdate, durability: Durability) -> List[Problem]:
         try:
-            return self._publish(files, update)
+            return act(files, update, durability)
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # it concerns not this run alone
             return [_failed(update.run, None, exc)]
 
-    def _publish(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
+    def _prepare(self, files: StagedFiles, update: RawUpdate, durability: Durability) -> List[Problem]:
+        if update.want is not None and update.have is None:
+            assemble(files, update, update.want, durability)
+        return []
+
+    def _publish(self, files: StagedFiles, update: RawUpdate, _: Durability) -> List[Problem]:
         run, want = update.run, update.want
         if want is None:
             fd = self._home.open_run(run)
@@ -283,7 +313,7 @@ class Tree:
                 os.close(fd)
             return []
         if update.have is None:
-            create(self._home, files, update, want)
+            appear(self._home, files, update, want)
         else:
             refused = rewrite(self._home, files, update, update.have, want, self._view)
             if refused:
@@ -324,6 +354,14 @@ class _Reader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd, self._open = -1, None
+
+
+def _spread(pool: Executor, act: Callable[[T], R], items: Sequence[T]) -> List[R]:
+    """What `act` answers for each, on all threads. Each takes many at a time: handing over one costs more than the
+    usual act does, and threads that wake each other all the time get nothing done."""
+    size = max(1, min(_CHUNK, len(items) // (2 * _SYNCERS)))
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    return [answer for answers in pool.map(lambda chunk: [act(item) for item in chunk], chunks) for answer in answers]
 
 
 def _new_files(update: RawUpdate) -> Iterator[Entry]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from guildsync import errors
-from guildsync.cli import listing, main
+from guildsync.cli import listing
 from guildsync.version import VERSION
 from tests.cli.conftest import Cli, environment
 from tests.kit.trees import put, run_ids, write_run
@@ -254,8 +254,10 @@ def test_colours_are_for_terminals_that_want_them(home: Path, shell: Cli) -> Non
     assert "\x1b[" in shell("push", "nowhere", "--color", "always").err
 
 
-def test_main_ends_the_process(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main.main(["--version"])
-    assert caught.value.code == 0
-    assert VERSION in capsys.readouterr().out
+@pytest.mark.parametrize(("word", "code"), [("--version", 0), ("nonsense", 2)])
+def test_main_ends_the_process_and_all_is_written(word: str, code: int) -> None:
+    code_text = f"import threading; from guildsync.cli.main import main; print('first'); main(['{word}'])"
+    done = subprocess.run([sys.executable, "-c", code_text], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert done.stdout == ("first\n" + f"guildsync {VERSION}\n" if code == 0 else "first\n")
+    assert bool(done.stderr) == bool(code)

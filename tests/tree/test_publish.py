@@ -323,7 +323,6 @@ def test_dying_before_the_rename_shows_nothing(home, tree, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "sync_path", dies)
         patch.setattr(publish.os, "rename", dies)
         with pytest.raises(KeyboardInterrupt):
             tree.commit([update])
