@@ -65,6 +65,7 @@ def open_context(
     cwd: str | None = None,
     environ: Mapping[str, str] | None = None,
     warn: Warn = _silent,
+    jobs: int | None = None,
 ) -> Context:
     """The home and the configuration that options, files and environment say (see docs/remotes.md); raises Usage."""
     environ = os.environ if environ is None else environ
@@ -72,16 +73,18 @@ def open_context(
     config = configuration.load(path, config_file, cwd or os.getcwd(), environ)
     for warning in config.warnings:
         warn(warning)
-    return Context(Home(path), config, warn)
+    return Context(Home(path), config, warn, jobs)
 
 
 @dataclass(frozen=True)
 class Context:
-    """A local home and a configuration: where every verb starts. `warn` is told what a person should know."""
+    """A local home and a configuration: where every verb starts. `warn` is told what a person should know; `jobs`:
+    so many packs are on their way at a time."""
 
     home: Home
     config: Config
     warn: Warn = _silent
+    jobs: int | None = None
 
     def remote(self, name: str) -> Remote:
         """A configured remote, `local`, or one described inline; raises NotFound."""
@@ -138,7 +141,7 @@ class Context:
     def verify(self, remote: str, choice: Choice = Choice(), *, quick: bool = False) -> Verified:
         """Do all bytes match their digests, as a client without any cache finds them?"""
         there = self.remote(remote)
-        with there.opened(self.home, self.warn, fresh=True) as replica:
+        with there.opened(self.home, self.warn, fresh=True, jobs=self.jobs) as replica:
             _require(replica, there.where)
             return lifecycle.verify(replica, choice, quick)
 
@@ -153,7 +156,7 @@ class Context:
     def _opened(self, remote: Remote, rehash: bool = False) -> AbstractContextManager[Replica]:
         if remote.name == LOCAL:
             return opened_home(self.home, rehash=rehash)
-        return remote.opened(self.home, self.warn, rehash=rehash)
+        return remote.opened(self.home, self.warn, rehash=rehash, jobs=self.jobs)
 
     def _here(self, other: Remote, rehash: bool) -> AbstractContextManager[Replica]:
         return opened_home(self.home, other.config.keep_env, rehash)

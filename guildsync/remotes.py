@@ -47,10 +47,16 @@ class Remote:
 
     @contextmanager
     def opened(
-        self, home: Home, warn: Warn = lambda _: None, fresh: bool = False, rehash: bool = False
+        self,
+        home: Home,
+        warn: Warn = lambda _: None,
+        fresh: bool = False,
+        rehash: bool = False,
+        jobs: int | None = None,
     ) -> Iterator[Replica]:
         """The remote's replica, closed at the end. `home` keeps what is cached of it; `fresh`: as a client without
-        any cache would see it; `rehash`: all files of a tree are read."""
+        any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
+        way at a time."""
         if self.layout == "tree":
             tree = Tree(Home(_path(self.config)), self.config.keep_env, _cut, rehash)
             try:
@@ -58,11 +64,11 @@ class Remote:
             finally:
                 tree.close()
             return
-        from guildsync.store.store import Store
+        from guildsync.store.store import JOBS, Store
 
         files = _files(self.config)
         cache = None if fresh else HomeCache(home, _location(self.config, files))
-        store = Store(files, cache, warn)
+        store = Store(files, cache, warn, jobs=jobs or JOBS)
         try:
             yield store
         finally:

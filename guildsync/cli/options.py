@@ -28,6 +28,7 @@ Runs = Annotated[
     typer.Argument(metavar="[RUN]...", show_default=False, help="Which: 1, 2:5, :3, an id, @latest:3, @running, -"),
 ]
 _COLORS = ("auto", "always", "never")
+_JOBS = range(1, 65)
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Settings:
     quiet: bool = False
     verbose: int = 0
     json: bool = False
+    jobs: str | None = None
     color: str = "auto"
     operations: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -81,11 +83,18 @@ class Settings:
             except OSError as exc:
                 raise Usage(f"-C {self.directory}: {exc.strerror}", "name a directory that is there") from exc
         terminal = self.terminal
-        context: Context = guildsync.open_context(self.home, self.config, warn=terminal.warning)
+        context: Context = guildsync.open_context(self.home, self.config, warn=terminal.warning, jobs=self._jobs())
         if self.verbose:
             terminal.note(f"home: {context.home.text}")
             terminal.note(f"configuration: {', '.join(context.config.files) or 'none'}")
         return context
+
+    def _jobs(self) -> int | None:
+        if self.jobs is None:
+            return None
+        if not self.jobs.isdecimal() or int(self.jobs) not in _JOBS:
+            raise Usage(f"-j/--jobs cannot be {self.jobs!r}", f"say a number from {_JOBS.start} to {_JOBS.stop - 1}")
+        return int(self.jobs)
 
     def one_remote(self) -> str:
         """The remote that is named, or the local home; raises Usage for several."""
@@ -171,6 +180,7 @@ GLOBALS = (
     _Shared("quiet", ("-q", "--quiet"), "Say nothing when all is well."),
     _Shared("verbose", ("-v", "--verbose"), "Say more; twice: also where an error arose."),
     _Shared("json", ("--json",), "Print one JSON document."),
+    _Shared("jobs", ("-j", "--jobs"), "Packs on their way at a time (4).", "N"),
     _Shared("color", ("--color",), "Colours of messages.", "auto|always|never"),
 )
 FILTERS = (

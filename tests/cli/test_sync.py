@@ -301,3 +301,15 @@ def test_an_unreachable_endpoint_ends_with_5(
     assert listed.code == 7
     assert "warning: bucket: " in listed.err
     assert len(listed.out.splitlines()) == 3
+
+
+def test_the_number_of_jobs_may_be_chosen(cli: Cli, home: Path, store: str) -> None:
+    assert cli("push", store, "-j", "1").code == 0
+    assert cli("-j", "64", "push", store).code == 0
+
+
+@pytest.mark.parametrize("jobs", ["0", "65", "-1", "many", "1.5"])
+def test_a_number_of_jobs_that_cannot_be_is_refused(cli: Cli, home: Path, store: str, jobs: str) -> None:
+    said = cli("push", store, f"--jobs={jobs}")
+    assert said.code == 2
+    assert f"-j/--jobs cannot be {jobs!r}" in said.err
