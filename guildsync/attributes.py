@@ -47,6 +47,7 @@ _FLOAT = re.compile(
 )
 """What Guild takes for a float: `1e-5` too, which plain YAML 1.1 takes for a string."""
 
+_OPREF = re.compile(" ".join([r"([^\s'\"\\]+|'[^']*')"] * 4))
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _SIMPLE_FLOAT = re.compile(r"-?[0-9]{1,20}\.[0-9]{1,20}(?:[eE][-+]?[0-9]{1,3})?")
 _WORDS = re.compile(r"(?:-{0,2}[A-Za-z]|[/_])(?:[A-Za-z0-9 _./=,+()@%-]*[A-Za-z0-9_./=,+()@%-])?")
@@ -102,7 +103,7 @@ def encode_metadata(metadata: Metadata) -> dict[str, bytes | None]:
 def operation(opref: bytes | None) -> str:
     """The name of an operation as Guild shows it; empty when `opref` is not `TYPE:NAME VERSION MODEL OP`."""
     try:
-        package, _, model, name = shlex.split((opref or b"").decode())
+        package, _, model, name = _words(opref or b"")
     except ValueError:
         return ""
     kind, _, package_name = package.partition(":")
@@ -112,6 +113,13 @@ def operation(opref: bytes | None) -> str:
         return name
     full = f"{model}:{name}" if model else name
     return f"{package_name}/{full}" if kind == "package" else full
+
+
+def _words(opref: bytes) -> list[str]:
+    """As a shell splits them; raises ValueError where it cannot."""
+    text = opref.decode()
+    usual = _OPREF.fullmatch(text)
+    return [word.strip("'") for word in usual.groups()] if usual else shlex.split(text)
 
 
 class AttributedTree:

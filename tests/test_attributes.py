@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -443,3 +444,16 @@ def test_only_changed_fields_are_written() -> None:
 def test_markers_follow_the_status(status: str, markers: dict[str, bytes]) -> None:
     update = Update(RUN, None, None, Summary(status=status), origin="gpü")
     assert raw_update(update).markers == markers
+
+
+@given(st.lists(st.text("ab:/.-_ '\"\\\t\u00e9#", max_size=6), min_size=3, max_size=5), st.booleans())
+def test_an_opref_is_split_as_a_shell_does(words: list[str], quoted: bool) -> None:
+    text = " ".join(map(shlex.quote, words) if quoted else words).encode()
+
+    def split(how: Any) -> Any:
+        try:
+            return how()
+        except ValueError:
+            return None
+
+    assert split(lambda: attributes._words(text)) == split(lambda: shlex.split(text.decode()))

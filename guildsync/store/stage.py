@@ -101,7 +101,7 @@ class Stage:
             return
         self._digests.add(digest)
         self._packer.add(digest, data)
-        if self._packer.size >= self._pace.target:
+        if self._packer.size >= self._due():
             self._send()
 
     def flush(self) -> dict[str, PackFact]:
@@ -131,6 +131,12 @@ class Stage:
                 else:
                     self._left_over[name] = fact
         return self._left_over
+
+    def _due(self) -> int:
+        """Bytes from which a pack is to be sent: while all lanes are taken it may grow some more."""
+        busy = sum(1 for _, upload in self._under_way if not upload.done())
+        target = self._pace.target
+        return target if busy < self._pace.lanes else min(LARGEST_PACK, 2 * target)
 
     def _send(self) -> None:
         sealed = self._packer.seal()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from guildsync.errors import DAMAGED, MISSING, Damaged, GuildsyncError, Problem, Unreachable
@@ -24,6 +24,7 @@ from guildsync.store.view import View
 
 JOBS = 4
 """Requests for packs at a time, at most."""
+_ABOUT = {"about": "a guildsync store", "format": FORMAT}
 _THREADS = 8
 """Requests at a time for what is small."""
 
@@ -47,6 +48,8 @@ class Store:
         self._objects = Objects(files, cache, self._pool, jobs)
         self._checkpointer = Checkpointer(files, self._journal, self._objects, grace)
         self._stage = Stage(files, self._objects, cache, self._pool, jobs)
+        # Whoever opens a store wants to know what is there: the answer comes while he looks at his own side.
+        self._first: Future[Reading] | None = self._pool.submit(self._journal.read)
         self._reading: Reading | None = None
         self._listed = False
         self._made_id = uuid.uuid4().hex
@@ -210,6 +213,9 @@ class Store:
                 data = update.want.encode()
                 if self.missing([_manifest_want(update.run, data)]):
                     self._stage.add(digest_of(data), data)
+        about = None
+        if updates and not reading.names:
+            about = self._pool.submit(self._files.put, FORMAT_NAME, canonical(_ABOUT))
         own = self._stage.flush()
         draft = Draft(reading, str(uuid.uuid4()), own)
         for update in updates:
@@ -217,8 +223,8 @@ class Store:
         commit = draft.commit(reading.view.store or self._made_id)
         if commit is None:
             return problems
-        if not reading.names:
-            self._files.put(FORMAT_NAME, canonical({"about": "a guildsync store", "format": FORMAT}))
+        if about is not None:
+            about.result()
         self._journal.put(commit)
         after = self._read(anew=True)
         self._stage.forget(after.view.facts)
@@ -229,7 +235,8 @@ class Store:
 
     def _read(self, anew: bool = False) -> Reading:
         if self._reading is None or anew:
-            self._reading = self._journal.read()
+            first, self._first = self._first, None
+            self._reading = self._journal.read() if first is None else first.result()
             if not self._reading.names:
                 self._files.require_root()
         return self._reading

