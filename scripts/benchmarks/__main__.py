@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     tempfile.tempdir = given.directory
     with (
         tempfile.TemporaryDirectory(prefix="guildsync-bench-") as directory,
-        seaweedfs() as server,
+        seaweedfs(volume_mb=1024, growth=4) as server,
         proxied(server.endpoint) as proxy,
     ):
         results = Bench(server, proxy, Path(directory), [*tools, WALK], how).measure(rows)
