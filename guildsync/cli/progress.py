@@ -44,7 +44,7 @@ class Line:
         (began, before), (now, done) = self._marks[0], self._marks[-1]
         said = [
             f"{self._verb} {progress.runs_done} of {number(progress.runs, 'run')}",
-            number(progress.files, "file"),
+            f"{progress.files_done} of {number(progress.files, 'file')}",
             f"{size(progress.bytes_done)} of {size(progress.size)}",
         ]
         if now > began:

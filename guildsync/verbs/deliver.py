@@ -123,7 +123,8 @@ class Carrier:
         if updates:
             problems += self._target.commit(updates)
         failed = {problem.run for problem in problems}
-        self._progress.committed(update.run for update in updates if update.run not in failed)
+        delivered = [update for update in updates if update.run not in failed]
+        self._progress.committed(len(delivered), sum(1 for update in delivered for _ in changed_files(update)))
         return updates, problems
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from guildsync.errors import CONFLICT, Problem, SafetyStop, exit_code_of
 from guildsync.model.manifest import text
-from guildsync.model.run import RunId
 
 
 @dataclass
@@ -74,13 +73,13 @@ class Progress:
 
     def __init__(self, seen: Callable[[Progress], None] | None = None) -> None:
         self.runs = self.files = self.size = 0
-        self.runs_done = self.bytes_done = 0
+        self.runs_done = self.files_done = self.bytes_done = 0
         self._seen = seen
 
     def planned(self, runs: int, files: int, size: int) -> None:
         """Totals, before the first byte."""
         self.runs = max(self.runs, self.runs_done + runs)
-        self.files = max(self.files, files)
+        self.files = max(self.files, self.files_done + files)
         self.size = max(self.size, self.bytes_done + size)
         self._tell()
 
@@ -90,9 +89,10 @@ class Progress:
         self.size = max(self.size, self.bytes_done)
         self._tell()
 
-    def committed(self, runs: Iterable[RunId]) -> None:
-        """These runs are delivered for good."""
-        self.runs_done += len(list(runs))
+    def committed(self, runs: int, files: int) -> None:
+        """So many runs more are delivered for good, and so many files of them."""
+        self.runs_done += runs
+        self.files_done += files
         self._tell()
 
     def _tell(self) -> None:

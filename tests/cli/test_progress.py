@@ -13,7 +13,6 @@ import guildsync
 from guildsync.cli import terminal
 from guildsync.cli.progress import Line, told
 from guildsync.cli.terminal import Terminal
-from guildsync.model.run import RunId
 from tests.cli.conftest import Cli
 from tests.cli.test_main import on_a_terminal
 from tests.kit.trees import MIB, noise, put, run_ids
@@ -55,7 +54,7 @@ def test_one_line_that_is_cleared_before_the_last(home: Path, store: str) -> Non
     before, _, last = seen.rpartition(ERASE)
     assert last.startswith("Pushed 3 runs (")
     drawn = [line for line in before.split(ERASE) if line]
-    assert re.fullmatch(r"Pushing 0 of 3 runs, \d+ files, 0 B of [\d.]+ MB", drawn[0])
+    assert re.fullmatch(r"Pushing 0 of 3 runs, 0 of \d+ files, 0 B of [\d.]+ MB", drawn[0])
     assert all("\n" not in line and len(line) < 80 for line in drawn)
     code, seen = on_a_terminal("pull", store, "-H", f"{home}-2")
     assert code == 0
@@ -87,14 +86,14 @@ def test_runs_files_bytes_and_rate(screen: Screen) -> None:
     progress.moved(1_000_000)
     clock.now = 2.0
     progress.moved(2_000_000)
-    progress.committed([RunId("a" * 32)])
+    progress.committed(1, 20)
     clock.now = 2.2
     progress.moved(0)
     assert screen.drawn == [
-        "Pushing 0 of 2 runs, 30 files, 0 B of 4.0 MB",
-        "Pushing 0 of 2 runs, 30 files, 1.0 MB of 4.0 MB, 1.0 MB/s",
-        "Pushing 0 of 2 runs, 30 files, 3.0 MB of 4.0 MB, 1.5 MB/s",
-        "Pushing 1 of 2 runs, 30 files, 3.0 MB of 4.0 MB, 1.4 MB/s",
+        "Pushing 0 of 2 runs, 0 of 30 files, 0 B of 4.0 MB",
+        "Pushing 0 of 2 runs, 0 of 30 files, 1.0 MB of 4.0 MB, 1.0 MB/s",
+        "Pushing 0 of 2 runs, 0 of 30 files, 3.0 MB of 4.0 MB, 1.5 MB/s",
+        "Pushing 1 of 2 runs, 20 of 30 files, 3.0 MB of 4.0 MB, 1.4 MB/s",
     ]
 
 
@@ -120,19 +119,19 @@ def test_the_rate_is_that_of_the_last_seconds(screen: Screen) -> None:
 
 def test_another_round_runs_nothing_backwards() -> None:
     seen = []
-    progress = guildsync.Progress(lambda p: seen.append((p.runs_done, p.runs, p.files, p.bytes_done, p.size)))
+    progress = guildsync.Progress(lambda p: seen.append((p.runs_done, p.runs, p.files_done, p.bytes_done, p.size)))
     progress.planned(3, 30, 1000)
     progress.moved(900)
-    progress.committed(iter([RunId("a" * 32), RunId("b" * 32)]))
+    progress.committed(2, 25)
     progress.planned(1, 1, 300)
     progress.moved(400)
-    progress.committed([RunId("c" * 32)])
+    progress.committed(1, 5)
     assert seen == [
-        (0, 3, 30, 0, 1000),
-        (0, 3, 30, 900, 1000),
-        (2, 3, 30, 900, 1000),
-        (2, 3, 30, 900, 1200),
-        (2, 3, 30, 1300, 1300),
+        (0, 3, 0, 0, 1000),
+        (0, 3, 0, 900, 1000),
+        (2, 3, 25, 900, 1000),
+        (2, 3, 25, 900, 1200),
+        (2, 3, 25, 1300, 1300),
         (3, 3, 30, 1300, 1300),
     ]
 
@@ -147,7 +146,7 @@ def test_warnings_and_errors_have_lines_of_their_own(screen: Screen) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert screen.getvalue() == (
-        f"{ERASE}Pushing 0 of 1 run, 1 file, 0 B of 10 B{ERASE}warning: the store went back in time\n"
+        f"{ERASE}Pushing 0 of 1 run, 0 of 1 file, 0 B of 10 B{ERASE}warning: the store went back in time\n"
     )
 
 
@@ -155,7 +154,7 @@ def test_nothing_is_drawn_behind_the_end_and_the_line_is_gone(screen: Screen) ->
     with told(Terminal(), "Pushing", True) as (progress, _):
         progress.planned(1, 1, 10)
     progress.moved(10)
-    assert screen.drawn == ["Pushing 0 of 1 run, 1 file, 0 B of 10 B", ""]
+    assert screen.drawn == ["Pushing 0 of 1 run, 0 of 1 file, 0 B of 10 B", ""]
 
 
 def test_a_terminal_that_went_away_does_not_end_the_transfer(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
