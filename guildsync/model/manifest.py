@@ -54,9 +54,9 @@ def checked_digest(value: object) -> Digest:
 
 def is_entry_path(path: bytes) -> bool:
     """False for markers, metadata and what else of a run directory never is an entry."""
-    if path in NEVER_ENTRIES:
-        return False
-    return not path.startswith((b".guild/job-packages/", b".guild/sync/"))
+    if not path.startswith(b".guild/"):
+        return True
+    return path not in NEVER_ENTRIES and not path.startswith((b".guild/job-packages/", b".guild/sync/"))
 
 
 def parent(path: bytes) -> bytes:

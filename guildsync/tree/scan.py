@@ -10,6 +10,8 @@ from guildsync.errors import NOT_KEPT, TORN, UNREADABLE, Damaged, Problem
 from guildsync.model.manifest import (
     DIRECTORY,
     FILE,
+    MAX_DEPTH,
+    MAX_PATH,
     Digest,
     Entry,
     Manifest,
@@ -192,7 +194,8 @@ def _walk(fd: int, prefix: bytes, found: List[Tuple[bytes, os.stat_result]], rep
         if not is_entry_path(path):
             continue
         try:
-            check_path(path)
+            if len(path) > MAX_PATH or path.count(b"/") >= MAX_DEPTH:
+                check_path(path)  # nothing else can be wrong with what a directory lists
             info = entry.stat(follow_symlinks=False)
             below = open_directory(name, fd) if stat.S_ISDIR(info.st_mode) else -1
             found.append((path, info))
@@ -238,5 +241,5 @@ def _hashed(
                 directories.add(path)
     manifest = Manifest(entries)
     whole = not report.problems and all(entry.kind == DIRECTORY or entry.path in stamps for entry in entries)
-    known = Known(fingerprint(found) if whole else None, manifest.content, stamps, manifest.encode())
+    known = Known.of(fingerprint(found) if whole else None, manifest, stamps)
     return Scanned(known, tuple(report.problems), manifest)

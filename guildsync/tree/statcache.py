@@ -8,10 +8,10 @@ import os
 import stat
 import uuid
 from dataclasses import dataclass
-from typing import Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 from guildsync.errors import Damaged
-from guildsync.model.manifest import Digest, Manifest, canonical, checked_digest
+from guildsync.model.manifest import Digest, Manifest, canonical, checked_digest, digest_of
 from guildsync.tree.home import Home
 
 SCHEMA = 1
@@ -55,13 +55,22 @@ class Known:
 
     fingerprint: Optional[str]
     content: Digest
-    stamps: Mapping[bytes, Stamp]
+    encoded_stamps: bytes
     encoded: bytes
     alive: bool = False
 
+    @classmethod
+    def of(cls, fingerprint: Optional[str], manifest: Manifest, stamps: Mapping[bytes, Stamp]) -> Known:
+        rows = json.dumps({os.fsdecode(path): stamp for path, stamp in stamps.items()}).encode()
+        return cls(fingerprint, manifest.content, rows, manifest.encode())
+
     def only_hints(self) -> Known:
         """Without what says that a file need not be read."""
-        return Known(None, self.content, {}, self.encoded)
+        return Known(None, self.content, b"{}", self.encoded)
+
+    @property
+    def stamps(self) -> Dict[bytes, Stamp]:
+        return {os.fsencode(path): Stamp(*row) for path, row in json.loads(self.encoded_stamps).items()}
 
     def manifest(self) -> Manifest:
         return Manifest.decode(self.encoded)
@@ -91,9 +100,10 @@ class StatCache:
             with open(os.path.join(self._directory, os.fsencode(run)), "rb") as file:
                 head, _, rest = file.read().partition(b"\n")
             value = json.loads(head)
+            if digest_of(rest) != value["body"]:
+                return None
             stamps, _, encoded = rest.partition(b"\n")
-            kept = {os.fsencode(path): Stamp(*row) for path, row in json.loads(stamps).items()}
-            return Known(value["fingerprint"], checked_digest(value["content"]), kept, encoded, bool(value["alive"]))
+            return Known(value["fingerprint"], checked_digest(value["content"]), stamps, encoded, bool(value["alive"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, Damaged):
             return None
 
@@ -101,14 +111,15 @@ class StatCache:
         """A home that cannot be written keeps nothing, and works."""
         if not self.usable:
             return
-        head = canonical({"alive": known.alive, "content": known.content, "fingerprint": known.fingerprint})
-        stamps = json.dumps({os.fsdecode(path): stamp for path, stamp in known.stamps.items()}).encode()
+        body = known.encoded_stamps + b"\n" + known.encoded
+        head = {"alive": known.alive, "body": digest_of(body), "content": known.content}
+        head["fingerprint"] = known.fingerprint
         path = os.path.join(self._directory, os.fsencode(run))
         temporary = path + b"." + uuid.uuid4().hex.encode()
         try:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(b"\n".join((head, stamps, known.encoded)))
+                file.write(canonical(head) + b"\n" + body)
             os.replace(temporary, path)
         except OSError:
             pass

@@ -318,7 +318,7 @@ class Tree:
             refused = rewrite(self._home, files, update, update.have, want, self._view)
             if refused:
                 return refused
-        known = Known(None, want.content, {}, want.encode())
+        known = Known.of(None, want, {})
         self._cache.keep(run, known)
         self._scans[run] = Scanned(known, (), want)
         self._here = None

@@ -474,3 +474,26 @@ def test_a_cache_that_cannot_be_read_only_costs_time(person: Person, monkeypatch
         rewritten(weights(person), generation(len(damage) + 1, SIZE))
         pushed(person, 1)
         assert delivered(person) == generation(len(damage) + 1, SIZE)
+
+
+def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
+    home = Home(str(tmp_path))
+    assert home.identity
+    write_run(tmp_path, RUN)
+    cache = StatCache(home, "plain")
+    if not cache.usable:
+        pytest.skip("nothing is kept on this filesystem")
+    fd = home.open_run(RUN)
+    known = scan.scan(RUN, fd, scan.View(), None, lambda: 1 << 62).known
+    os.close(fd)
+    cache.keep(RUN, known)
+    assert cache.load(RUN) == known
+    (path,) = (tmp_path / ".guildsync/stat/1-plain").iterdir()
+    whole = path.read_bytes()
+    head = whole.index(b"\n")
+    for at in range(head, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert cache.load(RUN) is None
+    for at in range(0, len(whole), 11):
+        path.write_bytes(whole[:at])
+        assert cache.load(RUN) is None
