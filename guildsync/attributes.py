@@ -118,7 +118,7 @@ def operation(opref: bytes | None) -> str:
 def _words(opref: bytes) -> list[str]:
     """As a shell splits them; raises ValueError where it cannot."""
     text = opref.decode()
-    usual = _OPREF.fullmatch(text)
+    usual = _OPREF.fullmatch(text.rstrip("\n"))
     return [word.strip("'") for word in usual.groups()] if usual else shlex.split(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from guildsync.errors import DAMAGED, MISSING, Problem
 from guildsync.model.manifest import FILE, Digest, Entry, same
@@ -26,11 +27,15 @@ class Delivery:
 
     @property
     def files(self) -> int:
-        return sum(1 for _ in changed_files(self.update))
+        return len(self._changed)
 
     @property
     def size(self) -> int:
-        return sum(entry.size for entry in changed_files(self.update))
+        return sum(entry.size for entry in self._changed)
+
+    @cached_property
+    def _changed(self) -> tuple[Entry, ...]:
+        return tuple(changed_files(self.update))
 
 
 def changed_files(update: Update) -> Iterator[Entry]:

@@ -84,12 +84,12 @@ class S3Server:
         return [row["Key"] for page in pages for row in page.get("Contents", ())]
 
 
-def bucket_file(directory: Path, server: S3Server, bucket: str, engine: str = "auto") -> Path:
+def bucket_file(directory: Path, endpoint: str, bucket: str, engine: str = "auto") -> Path:
     """A new configuration file whose one remote, `bucket`, is a folder of this bucket."""
     file = directory / "guildsync.yml"
     file.write_text(
         f"remotes:\n  bucket:\n    type: s3\n    bucket: {bucket}\n    root: team/runs\n    region: {REGION}\n"
-        f"    endpoint-url: {server.endpoint}\n    engine: {engine}\n"
+        f"    endpoint-url: {endpoint}\n    engine: {engine}\n"
     )
     return file
 
