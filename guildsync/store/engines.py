@@ -114,7 +114,7 @@ class ObstoreFileSystem(FsspecStore):
     async def _ls(self, path: str, detail: bool = False, **_: Any) -> Any:
         bucket, name = self._split_path(self._strip_protocol(path))
         try:
-            found = await self._construct_store(bucket).list_with_delimiter_async(name or None)
+            found = await _again(lambda: self._construct_store(bucket).list_with_delimiter_async(name or None))
         except GenericError as exc:
             raise _absent(bucket, exc) from exc
         rows = [_file(bucket, row) for row in found["objects"]]
@@ -130,9 +130,8 @@ class ObstoreFileSystem(FsspecStore):
         bucket, name = self._split_path(self._strip_protocol(path))
         found = {}
         try:
-            async for rows in self._construct_store(bucket).list(name or None):
-                for row in rows:
-                    found[f"{bucket}/{row['path']}"] = _file(bucket, row)
+            for row in await _again(lambda: self._construct_store(bucket).list(name or None).collect_async()):
+                found[f"{bucket}/{row['path']}"] = _file(bucket, row)
         except GenericError as exc:
             raise _absent(bucket, exc) from exc
         return found if options.get("detail") else sorted(found)
@@ -147,6 +146,17 @@ def _file(bucket: str, row: Any) -> dict[str, Any]:
         "e_tag": row["e_tag"],
         "last_modified": row["last_modified"],
     }
+
+
+async def _again(act: Callable[[], Any]) -> Any:
+    """Of its lists, obstore tries anew what got no answer, not one whose body was broken off."""
+    for _ in range(3):
+        try:
+            return await act()
+        except GenericError as exc:
+            if "response body" not in str(exc).partition("\n")[0]:
+                raise
+    return await act()
 
 
 def _absent(path: str, exc: GenericError) -> Exception:

@@ -85,6 +85,8 @@ class Files:
     def __init__(self, fs: Any, root: str, where: str, provider: Provider, total: float = PATIENCE.total) -> None:
         """`where` is the store's place in words for people, `total` the seconds that a call may take at most."""
         self.fs = fs
+        self._under_way: set[Any] = set()
+        self._given_up = False
         self._total = total
         self.root = root.rstrip("/") or root
         self.where = where
@@ -167,6 +169,9 @@ class Files:
 
         call = asyncio.run_coroutine_threadsafe(getattr(self.fs, f"_{method}")(*args, **options), self.fs.loop)
         seconds = seconds or self._total
+        self._under_way.add(call)
+        if self._given_up:
+            call.cancel()
         try:
             return call.result(seconds)
         except StillRunning as exc:
@@ -174,6 +179,13 @@ class Files:
                 raise
             raise TimeoutError(f"no answer within {seconds:.0f} s") from exc
         finally:
+            self._under_way.discard(call)
+            call.cancel()
+
+    def give_up(self) -> None:
+        """Nobody wants to know any more what becomes of the calls that other threads have made."""
+        self._given_up = True
+        for call in tuple(self._under_way):
             call.cancel()
 
     def _write(self, path: str, data: bytes) -> None:

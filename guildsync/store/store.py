@@ -55,7 +55,9 @@ class Store:
         self._made_id = uuid.uuid4().hex
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._files.give_up()
+        self._pool.shutdown(wait=True)
 
     @property
     def replica(self) -> str:

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from contextlib import contextmanager
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Iterable, Iterator, List, Optional, Tuple
 
 from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
 from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest, digest_of
@@ -266,7 +266,6 @@ class HomeBases:
         pairs = ("+".join(sorted(map(checked_run_id, pair))) for pair in every)
         self._directories = [os.path.join(home.state, b"bases", pair.encode()) for pair in pairs]
         self._directory = self._directories[0]
-        self._intended: Dict[RunId, Base] = {}
 
     def load(self, run: RunId, content: Optional[str]) -> Optional[Base]:
         name = os.fsencode(checked_run_id(run))
@@ -281,13 +280,9 @@ class HomeBases:
 
     def intend(self, run: RunId, content: str, base: Base) -> None:
         self._write(self._path(run) + b".intended", content, base)
-        self._intended[run] = base
 
     def save(self, run: RunId, base: Base) -> None:
         path = self._path(run)
-        if self._intended.pop(run, None) == base:
-            os.replace(path + b".intended", path)
-            return
         self._write(path, base.content, base)
         try:
             os.unlink(path + b".intended")

@@ -32,7 +32,7 @@ _CLOSED_WITHIN = 60.0
 @dataclass(frozen=True)
 class Fault:
     """What becomes of an exchange, once `after` bytes of its body have passed (-1: before its head has): its connection
-    is reset; or stalls, for ever and without a word. Only one whose path has `path` in it; `lasting`: every such one."""
+    is reset; or stalls, for ever and without a word. Only one whose path has `path` in it; `lasting`: each such one."""
 
     method: str
     way: str
@@ -52,8 +52,8 @@ class Proxy:
     `busy`: which requests, numbered from 0 in the order of their coming, are answered 503 and never reach the server;
     `resets`: how many more answers are cut off by a reset, after `reset_after` of their bytes;
     `stalled`: nothing passes any more, and what comes is taken and kept, as much as buffers hold;
-    `faults`: each befalls the first exchange that it fits, one whose body is longer than that; `struck` is set then, and
-    `strikes` counts.
+    `faults`: each befalls the first exchange that it fits, one whose body is longer than that; `struck` is set then,
+    and `strikes` counts.
     `requests` are the methods and paths of all requests, `connections` counts what was opened, `bytes_in` and
     `bytes_out` what came of the server and went to it, as it passes.
     """

@@ -228,10 +228,13 @@ def test_a_connection_that_stalls_is_given_up_for_another(opened: Callable[[Pati
 
 
 def test_where_all_stalls_the_call_ends_in_time(opened: Callable[[Patience], Files], proxy: Proxy) -> None:
-    """As a server that cannot be reached: exit code 5."""
+    """As a server that cannot be reached, exit code 5; a get may end well where each try brings it on a good deal."""
     patience = Patience(connect=1, read=1, total=4)
     found = all_stalled(opened, proxy, patience, lasting=True)
-    assert [(each.fault, each.raised) for each in found if not isinstance(each.raised, Unreachable)] == []
+    well = [each.fault for each in found if each.raised is None]
+    assert [fault for fault in well if fault.way == OUT or fault.after < MIB] == []
+    failed = [each for each in found if each.raised is not None]
+    assert [(each.fault, each.raised) for each in failed if not isinstance(each.raised, Unreachable)] == []
     assert [each for each in found if each.seconds > patience.total + 5] == []
     assert Unreachable.exit_code == 5
 
