@@ -12,7 +12,7 @@ from guildsync.model.ports import Cache
 from guildsync.store.checkpoint import decode_table, table_path
 from guildsync.store.fs import Absent, Files
 from guildsync.store.journal import PackFact
-from guildsync.store.pack import Row, SealedPack, coalesce, index_range, pack_path, read_index, unpack
+from guildsync.store.pack import Row, SealedPack, Span, coalesce, index_range, pack_path, read_index, unpack
 
 CACHED = "index"
 FEW = 8
@@ -21,6 +21,7 @@ FEW = 8
 Index = dict[Digest, Row]
 Found = tuple[str, Row]
 """The name of a pack and a row of its index."""
+Answer = tuple[Found, bytes | Damaged | Absent]
 
 
 class Objects:
@@ -88,34 +89,33 @@ class Objects:
         """The loaded index of a pack; empty where it is not loaded."""
         return self._indices.get(pack, {})
 
-    def read(self, found: Iterable[Found]) -> Iterator[tuple[Found, bytes | Damaged | Absent]]:
+    def read(self, found: Iterable[Found]) -> Iterator[Answer]:
         """Each of the objects, verified, or why it cannot be had; a few requests are always under way."""
         by_pack: dict[str, list[Row]] = {}
         for name, row in found:
             by_pack.setdefault(name, []).append(row)
-        spans = ((name, span.start, span.stop, span.rows) for name in by_pack for span in coalesce(by_pack[name]))
-        for (name, start, _, rows), future in self._ahead(spans):
-            try:
-                data = future.result()
-            except Absent as exc:
-                yield from (((name, row), exc) for row in rows)
-                continue
-            view = memoryview(data)
-            for row in rows:
-                try:
-                    yield (name, row), unpack(row, view[row.offset - start : row.offset - start + row.stored])
-                except Damaged as exc:
-                    yield (name, row), exc
+        under_way: deque[Future[list[Answer]]] = deque()
+        for name, rows in by_pack.items():
+            for span in coalesce(rows):
+                under_way.append(self._pool.submit(self._unpacked, name, span))
+                if len(under_way) > self._jobs + 1:
+                    yield from under_way.popleft().result()
+        while under_way:
+            yield from under_way.popleft().result()
 
-    def _ahead(
-        self, spans: Iterator[tuple[str, int, int, tuple[Row, ...]]]
-    ) -> Iterator[tuple[tuple[str, int, int, tuple[Row, ...]], Future[bytes]]]:
-        under_way: deque[tuple[tuple[str, int, int, tuple[Row, ...]], Future[bytes]]] = deque()
-        for span in spans:
-            under_way.append((span, self._pool.submit(self._files.read, pack_path(span[0]), span[1], span[2])))
-            if len(under_way) > self._jobs:
-                yield under_way.popleft()
-        yield from under_way
+    def _unpacked(self, name: str, span: Span) -> list[Answer]:
+        try:
+            view = memoryview(self._files.read(pack_path(name), span.start, span.stop))
+        except Absent as exc:
+            return [((name, row), exc) for row in span.rows]
+        answers: list[Answer] = []
+        for row in span.rows:
+            start = row.offset - span.start
+            try:
+                answers.append(((name, row), unpack(row, view[start : start + row.stored])))
+            except Damaged as exc:
+                answers.append(((name, row), exc))
+        return answers
 
     def _cached(self, fact: PackFact) -> Index | None:
         cached = self._cache.load(CACHED, fact.name)

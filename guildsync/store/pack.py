@@ -39,6 +39,8 @@ WORTH = 0.9
 
 GAP = 256 << 10
 LIMIT = 8 << 20
+RAW_LIMIT = 16 << 20
+"""Bytes of objects, once decoded, that one read is for: several reads are under way, and all fits into memory."""
 
 
 class Row(NamedTuple):
@@ -187,16 +189,16 @@ def _decompressed(row: Row, stored: bytes | memoryview) -> bytes:
 
 
 def coalesce(rows: Iterable[Row], gap: int = GAP, limit: int = LIMIT) -> list[Span]:
-    """Few ranged reads, sorted, for the rows of one pack: across gaps up to `gap` bytes, none above `limit` bytes
-    except for a single larger row."""
+    """Few ranged reads, sorted, for the rows of one pack: across gaps up to `gap` bytes, none above `limit` bytes, nor
+    for more than RAW_LIMIT bytes of objects, except for a single larger row."""
     spans: list[list[Row]] = []
-    start = stop = 0
+    start = stop = raw = 0
     for row in sorted(rows, key=lambda row: (row.offset, row.stored)):
         end = max(stop, row.offset + row.stored)
-        if spans and row.offset - stop <= gap and end - start <= limit:
+        if spans and row.offset - stop <= gap and end - start <= limit and raw + row.raw <= RAW_LIMIT:
             spans[-1].append(row)
-            stop = end
+            stop, raw = end, raw + row.raw
         else:
             spans.append([row])
-            start, stop = row.offset, row.offset + row.stored
+            start, stop, raw = row.offset, row.offset + row.stored, row.raw
     return [Span(rows[0].offset, max(row.offset + row.stored for row in rows), tuple(rows)) for rows in spans]

@@ -19,6 +19,7 @@ from guildsync.store.pack import (
     MAX_INDEX,
     MAX_RAW,
     RAW,
+    RAW_LIMIT,
     ROW,
     TRAILER,
     ZSTD,
@@ -338,3 +339,14 @@ def test_spans_hold_every_row_once_and_keep_gap_and_limit(rows: list[Row], gap: 
         for row in sorted(span.rows, key=lambda row: row.offset):
             assert row.offset - reach <= gap
             reach = max(reach, row.offset + row.stored)
+
+
+def test_one_read_is_for_no_more_than_fits_into_memory() -> None:
+    """However well its objects were pressed."""
+    rows = [Row(digest_of(b"%d" % n), HEADER + 10 * n, 10, 1 << 20, ZSTD) for n in range(40)]
+    spans = coalesce(rows)
+    assert [row for span in spans for row in span.rows] == rows
+    assert all(sum(row.raw for row in span.rows) <= RAW_LIMIT for span in spans)
+    assert len(spans) == 3
+    (alone,) = coalesce([rows[0]._replace(raw=1 << 29)])
+    assert len(alone.rows) == 1
