@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from guildsync.store.fs import open_url
 from tests.kit import servers
 from tests.kit.servers import SERVERS, S3Server
 
@@ -34,6 +35,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     home = tmp_path_factory.mktemp("home")
     _clean(monkeypatch, home)
     return home
+
+
+@pytest.fixture
+def memory_store() -> Iterator[str]:
+    """The URL of a store of this test alone."""
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    files = open_url(url)
+    if files.fs.exists(files.root):
+        files.fs.rm(files.root, recursive=True)
 
 
 def _clean(patch: pytest.MonkeyPatch, home: Path) -> None:

@@ -7,14 +7,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from guildsync import api
-from guildsync.store.fs import open_url
 from guildsync.tree import hashing, scan, statcache
 from guildsync.tree.dirs import open_directory
 from guildsync.tree.home import Home
@@ -49,17 +47,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def remote() -> Iterator[str]:
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    files = open_url(url)
-    if files.fs.exists(files.root):
-        files.fs.rm(files.root, recursive=True)
-
-
-@pytest.fixture
-def person(place: Path, remote: str) -> Person:
-    found = Person(place / "home", remote)
+def person(place: Path, memory_store: str) -> Person:
+    found = Person(place / "home", memory_store)
     write_run(found.home, RUN, {"weights": generation(0, SIZE), "note": b"before"})
     return found
 
@@ -248,7 +237,7 @@ def test_equal_size_and_mtime_hide_nothing(
 
 @pytest.mark.parametrize("grain_ns", [1, SECOND_NS])
 def test_what_changes_at_once_after_a_push_is_delivered(
-    place: Path, remote: str, monkeypatch: pytest.MonkeyPatch, grain_ns: int
+    place: Path, memory_store: str, monkeypatch: pytest.MonkeyPatch, grain_ns: int
 ) -> None:
     """Within one tick of the clock of files, which on some filesystems is as long as a second."""
 
@@ -258,7 +247,7 @@ def test_what_changes_at_once_after_a_push_is_delivered(
 
     monkeypatch.setattr(statcache, "stamp_of", coarse)
     monkeypatch.setattr(scan, "stamp_of", coarse)
-    person, reader = Person(place / "home", remote), Person(place / "reader", remote)
+    person, reader = Person(place / "home", memory_store), Person(place / "reader", memory_store)
     path = Path(os.fsdecode(put(person.run(RUN), "note", b"%6d" % 0)))
     pushed(person)
     for number in range(1, 201):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from guildsync import api
 from guildsync.errors import TORN
-from guildsync.store.fs import open_url
 from guildsync.tree import hashing
 from tests.kit.model import Person
 from tests.kit.trees import MIB, run_ids, write_run
@@ -25,17 +23,8 @@ sizes = pytest.mark.parametrize("size", [40 * MIB, pytest.param(200 * MIB, marks
 
 
 @pytest.fixture
-def remote() -> Iterator[str]:
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    files = open_url(url)
-    if files.fs.exists(files.root):
-        files.fs.rm(files.root, recursive=True)
-
-
-@pytest.fixture
-def person(tmp_path: Path, remote: str) -> Person:
-    found = Person(tmp_path / "home", remote)
+def person(tmp_path: Path, memory_store: str) -> Person:
+    found = Person(tmp_path / "home", memory_store)
     write_run(found.home, RUN, {"still": b"as it is"})
     return found
 

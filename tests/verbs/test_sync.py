@@ -28,7 +28,7 @@ from guildsync.errors import (
 from guildsync.model.manifest import Digest, digest_of
 from guildsync.model.ports import Lost, Piece, Want
 from guildsync.model.run import INCOMPLETE as CUT_SHORT
-from guildsync.store.fs import Files, open_url
+from guildsync.store.fs import Files
 from guildsync.store.journal import Commit, Facts, encode
 from guildsync.store.pack import pack_path
 from guildsync.tree import staged
@@ -41,15 +41,11 @@ RUN, OTHER, THIRD = run_ids(3)
 
 
 @pytest.fixture(params=["memory", "folder"])
-def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
-        yield f"file://{tmp_path}/store"
-        return
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    files = open_url(url)
-    if files.fs.exists(files.root):
-        files.fs.rm(files.root, recursive=True)
+        return f"file://{tmp_path}/store"
+    store: str = request.getfixturevalue("memory_store")
+    return store
 
 
 @pytest.fixture
