@@ -1,4 +1,4 @@
-"""Count what a store asks of its filesystem: calls, names and bytes."""
+"""What a store asks of its filesystem, counted (calls, names, bytes), and what it keeps at home."""
 
 from __future__ import annotations
 
@@ -74,3 +74,22 @@ class CountingFiles:
         with self._lock:
             self._counts.bytes_in += len(data)
         return data
+
+
+class Kept:
+    """A cache in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], bytes] = {}
+
+    def load(self, kind: str, name: str) -> bytes | None:
+        return self.kept.get((kind, name))
+
+    def keep(self, kind: str, name: str, data: bytes) -> None:
+        self.kept[kind, name] = data
+
+    def names(self, kind: str) -> list[str]:
+        return [name for of, name in self.kept if of == kind]
+
+    def drop(self, kind: str, name: str) -> None:
+        self.kept.pop((kind, name), None)

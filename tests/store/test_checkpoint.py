@@ -40,7 +40,7 @@ from guildsync.store.pack import index_range, pack_path
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
 from guildsync.store.store import Store
 from tests.kit import facts as kit
-from tests.kit.counting import CountingFiles, Counts
+from tests.kit.counting import CountingFiles, Counts, Kept
 from tests.kit.model import Crash
 from tests.kit.replicas import Content, Site, new_site
 from tests.kit.trees import assert_same, put, write_run
@@ -120,25 +120,6 @@ class Bucket:
 
     def done(self, what: str, prefix: str = "") -> list[str]:
         return [name for call, name in self.calls if call == what and name.startswith(prefix)]
-
-
-class Kept:
-    """A cache in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], bytes] = {}
-
-    def load(self, kind: str, name: str) -> bytes | None:
-        return self.kept.get((kind, name))
-
-    def keep(self, kind: str, name: str, data: bytes) -> None:
-        self.kept[kind, name] = data
-
-    def names(self, kind: str) -> list[str]:
-        return [name for of, name in self.kept if of == kind]
-
-    def drop(self, kind: str, name: str) -> None:
-        self.kept.pop((kind, name), None)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 
 from guildsync.errors import Unreachable
 from guildsync.model.manifest import Digest, digest_of
-from guildsync.store.cache import NoCache
 from guildsync.store.fs import Absent
 from guildsync.store.journal import Facts
 from guildsync.store.objects import Objects
 from guildsync.store.pack import LARGEST_PACK, pack_path
 from guildsync.store.stage import CACHED, FIRST, QUICK, SLOW, SMALLEST, UNCONFIRMED, Pace, Stage
+from tests.kit.counting import Kept
 
 JOBS = 4
 MIB = 1 << 20
@@ -150,25 +150,6 @@ class Uploads:
             assert self._change.wait_for(lambda: len(self.puts) >= puts, WAIT)
 
 
-class Notes(NoCache):
-    """A home's cache, in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], bytes] = {}
-
-    def load(self, kind: str, name: str) -> bytes | None:
-        return self.kept.get((kind, name))
-
-    def keep(self, kind: str, name: str, data: bytes) -> None:
-        self.kept[kind, name] = data
-
-    def names(self, kind: str) -> list[str]:
-        return [name for there, name in self.kept if there == kind]
-
-    def drop(self, kind: str, name: str) -> None:
-        self.kept.pop((kind, name), None)
-
-
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
@@ -181,11 +162,11 @@ def files() -> Uploads:
 
 
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
+def notes() -> Kept:
+    return Kept()
 
 
-def new_stage(files: Uploads, notes: Notes, pool: ThreadPoolExecutor, jobs: int = JOBS) -> Stage:
+def new_stage(files: Uploads, notes: Kept, pool: ThreadPoolExecutor, jobs: int = JOBS) -> Stage:
     return Stage(files, Objects(files, notes, pool, jobs), notes, pool, jobs)  # type: ignore[arg-type]
 
 
@@ -196,7 +177,7 @@ def add(into: Stage, size: int) -> Digest:
 
 
 @pytest.mark.parametrize("piece", [100_000, MIB, 40 * MIB])
-def test_what_is_unconfirmed_is_bounded(files: Uploads, notes: Notes, pool: ThreadPoolExecutor, piece: int) -> None:
+def test_what_is_unconfirmed_is_bounded(files: Uploads, notes: Kept, pool: ThreadPoolExecutor, piece: int) -> None:
     """Of what was sent, an interruption can cost that and no more; nor is more of it in memory, but for the pack that
     is being made."""
     into = new_stage(files, notes, pool, jobs=8)
@@ -226,7 +207,7 @@ class Watched(ThreadPoolExecutor):
         return future
 
 
-def test_who_adds_waits_while_nothing_is_confirmed(files: Uploads, notes: Notes) -> None:
+def test_who_adds_waits_while_nothing_is_confirmed(files: Uploads, notes: Kept) -> None:
     added: list[Digest] = []
     with Watched() as pool:
         into = new_stage(files, notes, pool)
@@ -248,7 +229,7 @@ def test_who_adds_waits_while_nothing_is_confirmed(files: Uploads, notes: Notes)
     assert sorted(files.stored) == sorted(files.puts)
 
 
-def test_what_is_staged_twice_is_sent_once(files: Uploads, notes: Notes, pool: ThreadPoolExecutor) -> None:
+def test_what_is_staged_twice_is_sent_once(files: Uploads, notes: Kept, pool: ThreadPoolExecutor) -> None:
     into, data = new_stage(files, notes, pool), os.urandom(MIB)
     for _ in range(20):
         into.add(digest_of(data), data)
@@ -262,7 +243,7 @@ def test_what_is_staged_twice_is_sent_once(files: Uploads, notes: Notes, pool: T
     assert sum(map(len, files.stored.values())) < MIB + 500
 
 
-def test_what_lies_in_a_condemned_pack_is_sent_again(files: Uploads, notes: Notes, pool: ThreadPoolExecutor) -> None:
+def test_what_lies_in_a_condemned_pack_is_sent_again(files: Uploads, notes: Kept, pool: ThreadPoolExecutor) -> None:
     into, data = new_stage(files, notes, pool), os.urandom(MIB)
     into.add(digest_of(data), data)
     into.flush()
@@ -274,7 +255,7 @@ def test_what_lies_in_a_condemned_pack_is_sent_again(files: Uploads, notes: Note
 
 
 def test_a_failed_upload_is_raised_and_nothing_relies_on_it(
-    files: Uploads, notes: Notes, pool: ThreadPoolExecutor
+    files: Uploads, notes: Kept, pool: ThreadPoolExecutor
 ) -> None:
     into = new_stage(files, notes, pool)
     good = add(into, MIB)
@@ -294,7 +275,7 @@ def test_a_failed_upload_is_raised_and_nothing_relies_on_it(
     assert again.flush() == confirmed
 
 
-def test_a_failed_upload_is_raised_while_more_is_added(files: Uploads, notes: Notes, pool: ThreadPoolExecutor) -> None:
+def test_a_failed_upload_is_raised_while_more_is_added(files: Uploads, notes: Kept, pool: ThreadPoolExecutor) -> None:
     """Nobody sends a terabyte into the void first."""
     into = new_stage(files, notes, pool)
     files.fail = Unreachable("no answer")
@@ -308,7 +289,7 @@ def test_a_failed_upload_is_raised_while_more_is_added(files: Uploads, notes: No
     assert notes.names(CACHED) == []
 
 
-def test_notes_that_are_no_notes_are_passed_over(files: Uploads, notes: Notes, pool: ThreadPoolExecutor) -> None:
+def test_notes_that_are_no_notes_are_passed_over(files: Uploads, notes: Kept, pool: ThreadPoolExecutor) -> None:
     first = new_stage(files, notes, pool)
     good = add(first, MIB)
     (name,) = first.flush()
