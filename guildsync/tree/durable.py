@@ -11,6 +11,7 @@ MANY = 256
 ALLOWED = 256 << 20
 """Bytes of others that such a call may have to wait for; neighbours' checkpoints are larger."""
 
+_BEGIN, _AND_WAIT = 2, 7  # SYNC_FILE_RANGE_WRITE; also WAIT_BEFORE and WAIT_AFTER
 _MEMINFO = "/proc/meminfo"
 _HONEST = (5, 8)
 """The Linux from which on syncfs says when writing failed."""
@@ -42,6 +43,20 @@ class Durability:
 EACH = Durability(-1, 0, 0)
 
 
+def write_back(fd: int) -> None:
+    """Have the pages written that a memory-mapped writer dirtied: its next touch changes the file's times again."""
+    sync = _sync_file_range()
+    if sync is None or sync(fd, 0, 0, _AND_WAIT) != 0:
+        os.fsync(fd)
+
+
+def begin_writing(fd: int, start: int, size: int) -> None:
+    """Have the system write these bytes meanwhile: a later fsync waits the less. Promises nothing."""
+    sync = _sync_file_range()
+    if sync is not None:
+        sync(fd, start, size, _BEGIN)
+
+
 def _waiting() -> int:
     """Bytes that wait to be written, everybody's."""
     try:
@@ -64,3 +79,14 @@ def _syncfs() -> Optional[Callable[[int], int]]:
     except (IndexError, ValueError):
         return None
     return getattr(ctypes.CDLL(None), "syncfs", None)
+
+
+@functools.lru_cache(maxsize=None)
+def _sync_file_range() -> Optional[Callable[[int, int, int, int], int]]:
+    """Pages alone, without a flush of the device; None where the system cannot."""
+    import ctypes
+
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found

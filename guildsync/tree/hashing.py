@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ SHORT_PART = 256 << 10
 """Parts below this come from growth in small steps."""
 
 _ATTEMPTS = 3
-_WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 _SHORT_PARTS = 16
 
 
@@ -84,24 +82,6 @@ def read_file(fd: int) -> Tuple[bytes, os.stat_result]:
         if len(data) == before.st_size and _unchanged(before, os.fstat(fd)):
             return data, before
     raise Torn
-
-
-def write_back(fd: int) -> None:
-    """Have the pages written that a memory-mapped writer dirtied: its next touch changes the file's times again."""
-    sync = _sync_file_range()
-    if sync is None or sync(fd, 0, 0, _WRITE_AND_WAIT) != 0:
-        os.fsync(fd)
-
-
-@functools.lru_cache(maxsize=None)
-def _sync_file_range() -> Optional[Callable[[int, int, int, int], int]]:
-    """Pages alone, without a flush of the device; None where the system cannot."""
-    import ctypes
-
-    found = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if found is not None:
-        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return found
 
 
 def _unchanged(one: os.stat_result, other: os.stat_result) -> bool:

@@ -23,7 +23,8 @@ from guildsync.model.manifest import (
     parent,
 )
 from guildsync.tree.dirs import Descent, open_directory
-from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, read_file, write_back
+from guildsync.tree.durable import write_back
+from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, read_file
 from guildsync.tree.recent import Recent
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
 from guildsync.tree.statcache import SETTLED_NS, Known, Stamp, fingerprint, stamp_of

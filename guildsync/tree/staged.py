@@ -12,11 +12,13 @@ from guildsync.model.manifest import PART_SIZE, Digest, Entry, digest_of
 from guildsync.model.ports import Piece, Want
 from guildsync.model.run import RunId
 from guildsync.tree.dirs import write_all
-from guildsync.tree.durable import EACH, Durability
+from guildsync.tree.durable import EACH, Durability, begin_writing
+from guildsync.tree.hashing import SHORT_PART
 from guildsync.tree.home import Staging
 from guildsync.tree.recent import Recent
 
 _OPEN_FILES = 16
+_BEGIN_WRITING = 8 << 20
 
 
 class Place(NamedTuple):
@@ -40,6 +42,7 @@ class StagedFiles:
         self._kept: Dict[bytes, List[Digest]] = {}
         self._written: Dict[bytes, Dict[int, Digest]] = {}
         self._rewritten: Set[bytes] = set()
+        self._hashes: Dict[bytes, _InOrder] = {}
         self._recent = Recent()
         self._fds: OrderedDict[bytes, int] = OrderedDict()
 
@@ -83,7 +86,7 @@ class StagedFiles:
         os.ftruncate(fd, entry.size)
         for offset in [offset for offset in written if offset >= entry.size]:
             self._drop(name, written.pop(offset))
-        if entry.size > PART_SIZE and _digest(fd, entry.size) != entry.digest:
+        if entry.size > PART_SIZE and self._in_order(name).digest(fd, entry.size) != entry.digest:
             return Problem(run, entry.path, DAMAGED, "its parts do not add up to its digest")
         return None
 
@@ -105,14 +108,15 @@ class StagedFiles:
     def append(self, run: str, entry: Entry, have: Entry, fd: int) -> bool:
         """Write what a built file has beyond `have` to the end of `fd`, durably; False, and nothing is written, where
         it does not begin with what `have` says."""
-        built = self._open(name_of(run, entry.path))
-        if _digest(built, have.size) != have.digest:
+        name = name_of(run, entry.path)
+        built = self._open(name)
+        if self._in_order(name).digest(built, have.size) != have.digest:
             return False
         for offset in range(have.size, entry.size, PART_SIZE):
             write_all(fd, os.pread(built, PART_SIZE, offset), offset)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         os.fsync(fd)
-        os.unlink(name_of(run, entry.path), dir_fd=self._staging.fd)
+        os.unlink(name, dir_fd=self._staging.fd)
         self.forget(run, entry.path)
         return True
 
@@ -121,6 +125,7 @@ class StagedFiles:
         name = name_of(run, path)
         self._close(name)
         self._written.pop(name, None)
+        self._hashes.pop(name, None)
         for digest in self._kept.pop(name, ()):
             self._places[digest] = Place(None, self._places[digest].want)
 
@@ -130,7 +135,10 @@ class StagedFiles:
         self._staging.close()
 
     def _put(self, name: bytes, want: Want, data: bytes) -> None:
-        write_all(self._open(name), data, want.offset)
+        fd = self._open(name)
+        write_all(fd, data, want.offset)
+        if len(data) >= SHORT_PART or name in self._hashes:
+            self._in_order(name).wrote(fd, want.offset, data)
         written = self._written.setdefault(name, {})
         before = written.get(want.offset, want.digest)
         if before != want.digest:
@@ -140,6 +148,9 @@ class StagedFiles:
         if want.digest not in self:
             self._places[want.digest] = Place(name, want)
             self._kept.setdefault(name, []).append(want.digest)
+
+    def _in_order(self, name: bytes) -> _InOrder:
+        return self._hashes.setdefault(name, _InOrder())
 
     def _drop(self, name: bytes, digest: Digest) -> None:
         """The staged file does not hold the object any more."""
@@ -179,6 +190,36 @@ class StagedFiles:
             os.close(fd)
 
 
+class _InOrder:
+    """The digest of a staged file: hashed while it is written, as far as its parts come in order. Large ones are handed
+    to the disk on the way."""
+
+    def __init__(self) -> None:
+        self._hash, self._size, self._begun = hashlib.sha256(), 0, 0
+
+    def wrote(self, fd: int, offset: int, data: bytes) -> None:
+        """To be told of everything written."""
+        if offset < self._size:
+            self._hash, self._size, self._begun = hashlib.sha256(), 0, 0
+        if offset == self._size:
+            self._hash.update(data)
+            self._size += len(data)
+        if self._size - self._begun >= _BEGIN_WRITING:
+            begin_writing(fd, self._begun, self._size - self._begun)
+            self._begun = self._size
+
+    def digest(self, fd: int, size: int) -> str:
+        """Of the first `size` bytes, fewer where the file is shorter."""
+        whole, offset = (self._hash.copy(), self._size) if self._size <= size else (hashlib.sha256(), 0)
+        while offset < size:
+            block = os.pread(fd, min(PART_SIZE, size - offset), offset)
+            if not block:
+                break
+            whole.update(block)
+            offset += len(block)
+        return whole.hexdigest()
+
+
 def _open_ours(name: bytes, flags: int, dir_fd: int) -> int:
     """A staged file for reading and writing, whatever mode an earlier `finish` gave it."""
     flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -192,16 +233,3 @@ def _open_ours(name: bytes, flags: int, dir_fd: int) -> int:
 def name_of(run: str, path: bytes) -> bytes:
     """The name of the staged file for a path of a run: flat, and never longer than a name may be."""
     return hashlib.sha256(run.encode() + b"/" + path).hexdigest().encode()
-
-
-def _digest(fd: int, size: int) -> str:
-    """Of the first `size` bytes, fewer where the file is shorter."""
-    whole = hashlib.sha256()
-    offset = 0
-    while offset < size:
-        block = os.pread(fd, min(PART_SIZE, size - offset), offset)
-        if not block:
-            break
-        whole.update(block)
-        offset += len(block)
-    return whole.hexdigest()
