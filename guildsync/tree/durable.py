@@ -11,7 +11,7 @@ MANY = 256
 ALLOWED = 256 << 20
 """Bytes of others that such a call may have to wait for; neighbours' checkpoints are larger."""
 
-_BEGIN, _AND_WAIT = 2, 7  # SYNC_FILE_RANGE_WRITE; also WAIT_BEFORE and WAIT_AFTER
+_WRITE_AND_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE | WRITE | WAIT_AFTER
 _MEMINFO = "/proc/meminfo"
 _HONEST = (5, 8)
 """The Linux from which on syncfs says when writing failed."""
@@ -46,15 +46,8 @@ EACH = Durability(-1, 0, 0)
 def write_back(fd: int) -> None:
     """Have the pages written that a memory-mapped writer dirtied: its next touch changes the file's times again."""
     sync = _sync_file_range()
-    if sync is None or sync(fd, 0, 0, _AND_WAIT) != 0:
+    if sync is None or sync(fd, 0, 0, _WRITE_AND_WAIT) != 0:
         os.fsync(fd)
-
-
-def begin_writing(fd: int, start: int, size: int) -> None:
-    """Have the system write these bytes meanwhile: a later fsync waits the less. Promises nothing."""
-    sync = _sync_file_range()
-    if sync is not None:
-        sync(fd, start, size, _BEGIN)
 
 
 def _waiting() -> int:

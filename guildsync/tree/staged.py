@@ -12,13 +12,12 @@ from guildsync.model.manifest import PART_SIZE, Digest, Entry, digest_of
 from guildsync.model.ports import Piece, Want
 from guildsync.model.run import RunId
 from guildsync.tree.dirs import write_all
-from guildsync.tree.durable import EACH, Durability, begin_writing
+from guildsync.tree.durable import EACH, Durability
 from guildsync.tree.hashing import SHORT_PART
 from guildsync.tree.home import Staging
 from guildsync.tree.recent import Recent
 
 _OPEN_FILES = 16
-_BEGIN_WRITING = 8 << 20
 
 
 class Place(NamedTuple):
@@ -58,8 +57,8 @@ class StagedFiles:
 
     def add(self, pieces: Iterable[Piece]) -> None:
         for want, data in pieces:
-            if digest_of(data) != want.digest or len(data) != want.size:
-                raise Damaged(f"an object to be staged does not match its digest {want.digest}")
+            if len(data) != want.size:
+                raise Damaged(f"the object {want.digest} is not as large as said")
             if want.digest in self:
                 continue
             name = name_of(want.run, want.path)
@@ -138,7 +137,7 @@ class StagedFiles:
         fd = self._open(name)
         write_all(fd, data, want.offset)
         if len(data) >= SHORT_PART or name in self._hashes:
-            self._in_order(name).wrote(fd, want.offset, data)
+            self._in_order(name).wrote(want.offset, data)
         written = self._written.setdefault(name, {})
         before = written.get(want.offset, want.digest)
         if before != want.digest:
@@ -191,22 +190,18 @@ class StagedFiles:
 
 
 class _InOrder:
-    """The digest of a staged file: hashed while it is written, as far as its parts come in order. Large ones are handed
-    to the disk on the way."""
+    """The digest of a staged file: hashed while it is written, as far as its parts come in order."""
 
     def __init__(self) -> None:
-        self._hash, self._size, self._begun = hashlib.sha256(), 0, 0
+        self._hash, self._size = hashlib.sha256(), 0
 
-    def wrote(self, fd: int, offset: int, data: bytes) -> None:
+    def wrote(self, offset: int, data: bytes) -> None:
         """To be told of everything written."""
         if offset < self._size:
-            self._hash, self._size, self._begun = hashlib.sha256(), 0, 0
+            self._hash, self._size = hashlib.sha256(), 0
         if offset == self._size:
             self._hash.update(data)
             self._size += len(data)
-        if self._size - self._begun >= _BEGIN_WRITING:
-            begin_writing(fd, self._begun, self._size - self._begun)
-            self._begun = self._size
 
     def digest(self, fd: int, size: int) -> str:
         """Of the first `size` bytes, fewer where the file is shorter."""

@@ -208,7 +208,9 @@ def test_staging_twice_is_harmless(site: Site) -> None:
     assert_holds(site, big, exactly=True)
 
 
-def test_a_piece_with_other_bytes_is_refused(site: Site) -> None:
+def test_a_piece_with_other_bytes_is_refused_where_it_comes_off_a_wire(far_site: Site) -> None:
+    """Whoever yields a piece has verified it; what crosses a pipe is verified again at its end."""
+    site = far_site
     wants = ONE.wants(RUN)
     good = ONE.pieces(wants)
     with site.opened() as replica:

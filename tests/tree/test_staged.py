@@ -14,7 +14,7 @@ from guildsync.model.manifest import digest_of
 from guildsync.model.ports import Piece, Want
 from guildsync.model.run import RunId
 from guildsync.tree.home import Home
-from guildsync.tree.staged import StagedFiles, name_of
+from guildsync.tree.staged import StagedFiles, _InOrder, name_of
 from tests.kit.replicas import Content, File, Literal
 from tests.kit.trees import MIB, noise, run_ids
 
@@ -150,9 +150,9 @@ def test_a_file_may_be_staged_again_after_it_was_renamed_away(files):
     assert built(files, stage(files, {b"f": noise(1, MIB + 1)})) == noise(1, MIB + 1)
 
 
-def test_bytes_that_are_not_the_object_are_refused(files):
+def test_bytes_of_another_size_are_refused(files):
     want = Want(digest_of(b"x"), 1, RUN, b"f", 0)
-    for piece in (Piece(want, b"y"), Piece(want, b""), Piece(want._replace(size=2), b"x")):
+    for piece in (Piece(want, b""), Piece(want, b"xx"), Piece(want._replace(size=2), b"x")):
         with pytest.raises(Damaged):
             files.add([piece])
     assert want.digest not in files
@@ -167,6 +167,19 @@ def test_parts_that_do_not_add_up_are_damage(files):
 
 
 FIELDS = ("path", "kind", "mode", "size", "digest", "target", "mtime_ns", "parts")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (0, 1, 0, 2), (1, 0, 1, 2), (0, 1, 2, 1)])
+def test_the_digest_is_that_of_the_bytes_whatever_order_they_were_written_in(files, tmp_path, order):
+    parts = [noise(n, MIB) for n in range(3)]
+    with open(tmp_path / "f", "w+b") as file:
+        known = _InOrder()
+        for part in order:
+            for data in (noise(9, MIB), parts[part]):
+                os.pwrite(file.fileno(), data, part * MIB)
+                known.wrote(part * MIB, data)
+        for size in (3 * MIB, 2 * MIB + 5, 0):
+            assert known.digest(file.fileno(), size) == digest_of(b"".join(parts)[:size])
 
 
 def test_few_descriptors_are_open(files):
