@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from guildsync.agent.bootstrap import command, digest, first_words
+from guildsync.agent.client import FarTree, NeedsModules, Opening
 from guildsync.attributes import AttributedTree
-from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote
+from guildsync.compute.ssh import Host, Process, Ssh, has_terminal
+from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
 from guildsync.cutting import content_cut
-from guildsync.errors import Usage, without_secrets
+from guildsync.errors import GuildsyncError, Unreachable, Usage, without_secrets
 from guildsync.model.ports import Bases, Reads, Replica
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home, HomeBases, HomeCache
@@ -57,6 +60,10 @@ class Remote:
         """The remote's replica, closed at the end. `home` keeps what is cached of it; `fresh`: as a client without
         any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
         way at a time."""
+        if isinstance(self.config, SshRemote):
+            with _far_tree(self.config, home, rehash) as far:
+                yield AttributedTree(far)
+            return
         if self.layout == "tree":
             tree = Tree(Home(_path(self.config)), self.config.keep_env, _cut, rehash)
             try:
@@ -79,6 +86,8 @@ def open_remote(config: RemoteConfig) -> Remote:
     """The remote that a configuration describes; nothing is asked of it yet."""
     if isinstance(config, LocalRemote):
         return Remote(config, config.path, config.layout)
+    if isinstance(config, SshRemote):
+        return Remote(config, f"ssh:{_host(config)}", config.layout)
     if isinstance(config, S3Remote):
         root = f"{config.bucket}/{config.root}".rstrip("/")
         return Remote(config, f"s3:{root}", "store")
@@ -95,6 +104,45 @@ def opened_home(home: Home, keep_env: bool = False, rehash: bool = False) -> Ite
         yield AttributedTree(tree)
     finally:
         tree.close()
+
+
+@contextmanager
+def _far_tree(config: SshRemote, home: Home, rehash: bool) -> Iterator[FarTree]:
+    """A Tree at the far end of ssh. Errors of the connection say what ssh said."""
+    ssh = Ssh(_host(config), has_terminal())
+    far, process = _started(config, ssh, home, rehash)
+    try:
+        yield far
+    except Unreachable as exc:
+        if far.broken is exc:
+            far.close()
+            raise process.why() from exc
+        raise
+    finally:
+        far.close()
+
+
+def _started(config: SshRemote, ssh: Ssh, home: Home, rehash: bool) -> tuple[FarTree, Process]:
+    """The modules go along where they are not known to be there."""
+    cache = HomeCache(home, f"ssh:{ssh.host} {config.guild_home}")
+    arguments = {"keep_env": config.keep_env, "rehash": rehash}
+    for bundled in (False, True) if digest() in cache.names("agent") else (True,):
+        process = ssh.open(command(config.python))
+        opening = Opening(first_words(config.guild_home, arguments, bundled), ssh.patience)
+        try:
+            far = FarTree(process.reader, process.writer, process, opening=opening)
+        except NeedsModules:
+            cache.drop("agent", digest())
+            continue
+        except Unreachable as exc:
+            raise process.why() from exc
+        cache.keep("agent", digest(), b"")
+        return far, process
+    raise GuildsyncError(f"{ssh.host} does not keep the modules it is given", "is its home full?")
+
+
+def _host(config: SshRemote) -> Host:
+    return Host(config.host, config.user, config.port, config.private_key, config.proxy, config.connect_timeout)
 
 
 def _cut(fd: int, start: int, stop: int) -> Iterable[Buffer]:

@@ -14,19 +14,13 @@ from typing import Any
 import pytest
 
 import guildsync
+from guildsync.agent import bootstrap
 from guildsync.cli import main
 from tests.kit.trees import run_ids, write_run
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "guildsync").rglob("*.py"))
-TRAVELS = sorted(
-    [
-        ROOT / "guildsync/errors.py",
-        *(ROOT / f"guildsync/model/{name}.py" for name in ("run", "manifest", "ports", "paths", "plan")),
-        *(ROOT / f"guildsync/agent/{name}.py" for name in ("frames", "server", "values")),
-        *(ROOT / "guildsync/tree").glob("*.py"),
-    ]
-)
+TRAVELS = [ROOT / "guildsync" / name for name in bootstrap.TRAVELS]
 HEAVY = {
     *("s3fs", "aiobotocore", "boto3", "botocore", "asyncssh", "fsspec", "sshfs", "obstore", "pydantic"),
     *("rich", "rich.progress", "watchdog", "zstandard", "yaml"),
@@ -69,7 +63,7 @@ def test_what_travels_needs_the_standard_library_and_its_like_alone(path: Path) 
     for name in _imported(path):
         top = name.partition(".")[0]
         if top == "guildsync":
-            assert name in ours or name.rpartition(".")[0] in ours or name == "guildsync.tree", f"{path}: {name}"
+            assert name in ours or name.rpartition(".")[0] in ours, f"{path}: {name}"
         else:
             assert top in sys.stdlib_module_names, f"{path}: {name}"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from guildsync.agent.frames import VERSION, Channel, Incoming, Item, error_from, error_header, send_item
+from guildsync.agent.loader import MARK
 from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
@@ -40,6 +41,8 @@ MAX_LISTING = 1 << 30
 """Bytes of an answer whose length nothing that was asked bounds."""
 _PATIENCE = 5.0
 
+_HELLO = {"hello": "guildsync", "version": VERSION, "capabilities": []}
+
 T = TypeVar("T")
 
 
@@ -53,6 +56,18 @@ class Process(Protocol):
     def wait(self) -> int: ...
 
 
+class Opening(NamedTuple):
+    """How a far side is started that is not there yet: what it must hear before the first frame, and for how many
+    seconds it may be silent before it says hello."""
+
+    words: bytes
+    patience: float
+
+
+class NeedsModules(GuildsyncError):
+    """The host has not got the modules that travel: they must come along."""
+
+
 class FarTree:
     """A Tree at the other end of a pipe (`model.ports.RawTree`), for one thread.
 
@@ -62,9 +77,17 @@ class FarTree:
     """
 
     def __init__(
-        self, reader: Any, writer: Any, process: Process | None = None, timeout: float = TIMEOUT, beat: float = BEAT
+        self,
+        reader: Any,
+        writer: Any,
+        process: Process | None = None,
+        timeout: float = TIMEOUT,
+        beat: float = BEAT,
+        opening: Opening | None = None,
     ) -> None:
+        """`noise`: what the far side printed before it was ours."""
         self._channel = Channel(reader, writer, timeout)
+        self.noise = b""
         self._process = process
         self._last: _Answer[Any] | None = None
         self._sending = False
@@ -72,6 +95,8 @@ class FarTree:
         self._replica: str | None = None
         self.round_trips = 0
         try:
+            if opening is not None:
+                self._open(opening, timeout)
             self._greet()
         except BaseException:
             self.close()
@@ -91,6 +116,11 @@ class FarTree:
     @property
     def is_there(self) -> bool:
         return self._one("there", flag_of)
+
+    @property
+    def broken(self) -> GuildsyncError | None:
+        """What the connection failed with."""
+        return self._channel.broken
 
     @property
     def bytes_out(self) -> int:
@@ -236,8 +266,16 @@ class FarTree:
             raise Damaged(f"{len(found)} answers to one question")
         return found[0]
 
+    def _open(self, opening: Opening, timeout: float) -> None:
+        self._channel.timeout = opening.patience
+        self._channel.send_raw(opening.words)
+        self._channel.send(_HELLO)
+        self.noise = self._channel.skip_to(MARK)
+        self._channel.timeout = timeout
+
     def _greet(self) -> None:
-        self._channel.send({"hello": "guildsync", "version": VERSION, "capabilities": []})
+        if self._channel.frames_out == 0:
+            self._channel.send(_HELLO)
         try:
             frame = self._channel.receive()
         except Damaged as exc:
@@ -246,6 +284,8 @@ class FarTree:
         if frame is None:
             raise Unreachable("the far side ended before it said hello")
         header = frame[0]
+        if header.get("need") is True:
+            raise NeedsModules("the modules that travel are not there")
         if "error" in header:
             raise error_from(header)
         version = header.get("version")

@@ -16,6 +16,8 @@ VERSION = (1, 0)
 """Major, minor. Ends of different majors do not talk; unknown header keys are ignored, so a minor may add some."""
 MAX_HEADER = 1 << 20
 MAX_BODY = 4 << 20
+MAX_NOISE = 1 << 16
+"""Bytes before the first frame."""
 MAX_ITEMS = 5_000_000
 """Of one call or answer."""
 
@@ -41,7 +43,7 @@ class Channel:
     def __init__(self, reader: Any, writer: Any, timeout: float = 30.0) -> None:
         self._ends = (reader, writer)
         self._reader, self._writer = _descriptor(reader), _descriptor(writer)
-        self._timeout = timeout
+        self.timeout = timeout
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._found: Optional[Tuple[Header, bytes]] = None
         self._ended = False
@@ -59,6 +61,26 @@ class Channel:
             self._put(header, body)
             if len(self._outgoing) >= _BUFFER:
                 self._drain()
+
+    def send_raw(self, data: bytes) -> None:
+        """Bytes that are no frame, for what stands before the frames at the other end."""
+        with self._sending:
+            self._check()
+            self._outgoing += data
+            self._drain()
+
+    def skip_to(self, mark: bytes) -> bytes:
+        """Takes in what comes up to and with `mark`; answers what stood before it. Raises Unreachable, Damaged."""
+        self.flush()
+        while mark not in self._incoming:
+            if len(self._incoming) > MAX_NOISE:
+                raise self.fail(Damaged("the far side prints much, and nothing that is ours"))
+            if self._ended:
+                raise self.fail(Unreachable("the far side ended before it said hello"))
+            self._wait(writing=False)
+        noise, _, rest = bytes(self._incoming).partition(mark)
+        self._incoming = bytearray(rest)
+        return noise
 
     def flush(self) -> None:
         """What was sent leaves this process."""
@@ -167,9 +189,9 @@ class Channel:
         poll = select.poll()
         for fd, mask in events.items():
             poll.register(fd, mask)
-        ready = dict(poll.poll(self._timeout * 1000))
+        ready = dict(poll.poll(self.timeout * 1000))
         if not ready:
-            raise self.fail(Unreachable(f"the other side has been silent for {self._timeout:g} seconds"))
+            raise self.fail(Unreachable(f"the other side has been silent for {self.timeout:g} seconds"))
         if events.get(self._reader, 0) & select.POLLIN and ready.get(self._reader, 0) & ~select.POLLOUT:
             self._read()
 

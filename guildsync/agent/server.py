@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+import os
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 from guildsync.agent.frames import VERSION, Channel, Header, Incoming, Item, error_header, send_item
 from guildsync.agent.values import (
@@ -25,6 +26,8 @@ from guildsync.agent.values import (
 )
 from guildsync.errors import Damaged, GuildsyncError, Unreachable, Usage
 from guildsync.model.ports import Piece, RawTree, Want
+from guildsync.tree.home import Home
+from guildsync.tree.tree import Tree
 
 IDLE = 60.0
 BEAT = 10.0
@@ -48,6 +51,22 @@ def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: flo
         _say_last(channel, exc)
     finally:
         channel.close()
+
+
+def main(wanted: Mapping[str, Any]) -> None:
+    """Serves the home that `wanted` names over stdin and stdout; nothing else reaches them from now on. Its `keep_env`
+    and `rehash` are those of `Tree`."""
+    os.umask(0o077)
+    reader, writer = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    tree = Tree(Home(wanted["home"]), wanted.get("keep_env") is True, rehash=wanted.get("rehash") is True)
+    try:
+        serve(tree, reader, writer)
+    finally:
+        tree.close()
 
 
 def _greeted(channel: Channel) -> bool:

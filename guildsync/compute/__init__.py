@@ -1,0 +1,1 @@
+"""Where processes run: the only room that starts, observes or signals them."""
