@@ -147,7 +147,11 @@ class Context:
 
     def check(self, remote: str) -> Iterator[Step]:
         """Is it usable? Step by step, ending after the first that failed."""
-        with self._opened(self.remote(remote)) as replica:
+        there = self.remote(remote)
+        if there.name != LOCAL:
+            yield from there.check(self.home, self.warn, self.jobs)
+            return
+        with self._opened(there) as replica:
             yield from replica.check()
 
     def _sync(self, source: Replica, target: Replica, options: Options, progress: Progress | None) -> Outcome:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from guildsync.agent.bootstrap import command, digest, first_words
 from guildsync.agent.client import FarTree, NeedsModules, Opening
@@ -13,8 +13,8 @@ from guildsync.attributes import AttributedTree
 from guildsync.compute.ssh import Host, Process, Ssh, has_terminal
 from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
 from guildsync.cutting import content_cut
-from guildsync.errors import GuildsyncError, Unreachable, Usage, without_secrets
-from guildsync.model.ports import Bases, Reads, Replica
+from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
+from guildsync.model.ports import Bases, Reads, Replica, Step
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home, HomeBases, HomeCache
 from guildsync.tree.tree import Tree
@@ -22,6 +22,8 @@ from guildsync.tree.tree import Tree
 __all__ = ["Home", "Remote", "bases", "open_remote", "opened_home"]
 
 Warn = Callable[[str], None]
+SESSIONS = 4
+"""Channels that large transfers want."""
 
 
 class _Files(Protocol):
@@ -61,8 +63,8 @@ class Remote:
         any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
         way at a time."""
         if isinstance(self.config, SshRemote):
-            with _far_tree(self.config, home, rehash) as far:
-                yield AttributedTree(far)
+            with _connected(self.config, home, rehash) as there:
+                yield AttributedTree(there.far)
             return
         if self.layout == "tree":
             tree = Tree(Home(_path(self.config)), self.config.keep_env, _cut, rehash)
@@ -80,6 +82,21 @@ class Remote:
             yield store
         finally:
             store.close()
+
+    def check(self, home: Home, warn: Warn = lambda _: None, jobs: int | None = None) -> Iterator[Step]:
+        """Can it be used? Ends after the first step that failed."""
+        try:
+            if isinstance(self.config, SshRemote) and self.layout == "tree":
+                with _connected(self.config, home, False) as there:
+                    yield from _ssh_steps(there)
+            else:
+                with self.opened(home, warn, jobs=jobs) as replica:
+                    yield from replica.check()
+        except GuildsyncError as exc:
+            yield Step(_STEP_OF.get(type(exc), "reachable"), False, exc.message, exc.hint or "", exc.exit_code)
+
+
+_STEP_OF: Mapping[type, str] = {Refused: "log-in", NotFound: "python"}
 
 
 def open_remote(config: RemoteConfig) -> Remote:
@@ -106,13 +123,21 @@ def opened_home(home: Home, keep_env: bool = False, rehash: bool = False) -> Ite
         tree.close()
 
 
+class _Connected(NamedTuple):
+    """A host while it is used."""
+
+    ssh: Ssh
+    process: Process
+    far: FarTree
+
+
 @contextmanager
-def _far_tree(config: SshRemote, home: Home, rehash: bool) -> Iterator[FarTree]:
+def _connected(config: SshRemote, home: Home, rehash: bool) -> Iterator[_Connected]:
     """A Tree at the far end of ssh. Errors of the connection say what ssh said."""
     ssh = Ssh(_host(config), has_terminal())
     far, process = _started(config, ssh, home, rehash)
     try:
-        yield far
+        yield _Connected(ssh, process, far)
     except Unreachable as exc:
         if far.broken is exc:
             far.close()
@@ -120,6 +145,20 @@ def _far_tree(config: SshRemote, home: Home, rehash: bool) -> Iterator[FarTree]:
         raise
     finally:
         far.close()
+
+
+def _ssh_steps(there: _Connected) -> Iterator[Step]:
+    yield Step("log-in", True, f"{there.ssh.host} is a known host, and lets us in")
+    if there.far.noise:
+        hint = "have them print only where a terminal is: it breaks other tools (scp, rsync, sftp)"
+        yield Step("quiet", True, "start-up files of the shell there print to stdout; that was passed over", hint)
+    for step in there.far.check():
+        yield step
+        if not step.ok:
+            return
+    sessions = there.ssh.sessions(SESSIONS)
+    hint = "" if sessions == SESSIONS else "raise MaxSessions in its sshd_config: large transfers use several"
+    yield Step("sessions", True, f"{sessions} of {SESSIONS} at a time over one connection", hint)
 
 
 def _started(config: SshRemote, ssh: Ssh, home: Home, rehash: bool) -> tuple[FarTree, Process]:

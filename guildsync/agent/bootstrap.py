@@ -39,6 +39,8 @@ TRAVELS = (
     "agent/loader.py",
     "agent/server.py",
     "agent/values.py",
+    "compute/__init__.py",
+    "compute/local.py",
 )
 """The modules that run on hosts, below the package: standard library and Python 3.8 alone."""
 

@@ -23,6 +23,7 @@ from guildsync.agent.values import (
     rows,
     rows_of,
     scan_of,
+    seconds_of,
     step_of,
     update_item,
     verified,
@@ -39,6 +40,7 @@ AHEAD = 256 << 20
 """Bytes of an unfinished answer that are taken into memory when another call is made meanwhile."""
 MAX_LISTING = 1 << 30
 """Bytes of an answer whose length nothing that was asked bounds."""
+CLOCKS_APART = 2.0
 _PATIENCE = 5.0
 
 _HELLO = {"hello": "guildsync", "version": VERSION, "capabilities": []}
@@ -222,7 +224,15 @@ class FarTree:
         return self._call("audit", _each(problem_of))
 
     def check(self) -> Iterator[Step]:
-        return self._call("check", _each(step_of))
+        """Also what the machine there is, and whether its clock is ours."""
+        failed = False
+        for step in self._call("check", _each(step_of), host=True):
+            failed = failed or not step.ok
+            yield step
+        if not failed:
+            began = time.time()
+            there = self._one("clock", seconds_of)
+            yield _clock_step(there - (began + time.time()) / 2, time.time() - began)
 
     # -- writing
 
@@ -402,6 +412,13 @@ class _Answer(Generic[T]):
             self.more()
             if self._dropped:
                 self.values.clear()
+
+
+def _clock_step(ahead: float, round_trip: float) -> Step:
+    if abs(ahead) <= CLOCKS_APART + round_trip:
+        return Step("clock", True, "in step with the one here")
+    hint = "nothing depends on it but the times you see: have it set by NTP"
+    return Step("clock", True, f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the one here", hint)
 
 
 def _each(check: Callable[[Any], T]) -> Callable[[Item], list[T]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 from guildsync.agent.frames import VERSION, Channel, Header, Incoming, Item, error_header, send_item
@@ -24,6 +25,7 @@ from guildsync.agent.values import (
     verified,
     want_of,
 )
+from guildsync.compute.local import steps
 from guildsync.errors import Damaged, GuildsyncError, Unreachable, Usage
 from guildsync.model.ports import Piece, RawTree, Want
 from guildsync.tree.home import Home
@@ -196,8 +198,15 @@ def _audit(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[I
     return rows(problem_row(problem) for problem in tree.audit())
 
 
-def _check(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
-    return rows(step_row(step) for step in tree.check())
+def _check(tree: RawTree, header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    found = list(tree.check())
+    yield from rows(step_row(step) for step in found)
+    if header.get("host") is True and all(step.ok for step in found):
+        yield from rows(step_row(step) for step in steps())
+
+
+def _clock(_tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows([time.time()])
 
 
 def _replica(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
@@ -226,6 +235,7 @@ CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "commit": (UPDATE_LIMITS, _commit),
     "audit": (ROWS_LIMITS, _audit),
     "check": (ROWS_LIMITS, _check),
+    "clock": (ROWS_LIMITS, _clock),
     "replica": (ROWS_LIMITS, _replica),
     "there": (ROWS_LIMITS, _there),
 }

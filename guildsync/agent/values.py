@@ -219,6 +219,14 @@ def step_of(row: Any) -> Step:
         return Step(name, _flag(ok), detail, hint, _count(exit_code) & 0xFF)
 
 
+def seconds_of(row: Any) -> float:
+    """Since the epoch."""
+    with _well_formed("a time"):
+        if type(row) not in (int, float) or not 0 <= row < 1 << 40:
+            raise ValueError
+        return float(row)
+
+
 def flag_of(row: Any) -> bool:
     with _well_formed("a yes or no"):
         return _flag(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import select
 import shlex
 import stat
 import subprocess
@@ -28,6 +29,7 @@ _SAID = 4000
 
 _OFFENDING = re.compile(r"Offending .*? key in ([^\n\r]*:\d+)")
 _AUTHENTICATION = ("Permission denied", "Too many authentication failures", "no mutual signature")
+_NO_SESSION = ("open failed", "refused by peer", "administratively prohibited")
 _CONNECTION = (
     "Could not resolve", "Connection refused", "timed out", "No route to host", "Network is unreachable",
     "Connection closed", "Connection reset", "kex_exchange_identification", "not responding", "Broken pipe",
@@ -141,6 +143,24 @@ class Ssh:
         if code:
             raise process.why()
         return out
+
+    def sessions(self, most: int) -> int:
+        """How many of `most` processes at a time the host starts over one connection."""
+        processes = [self.open(["cat"]) for _ in range(most)]
+        try:
+            for process in processes:
+                process.writer.write(b".")
+            for process in processes:
+                select.select([process.reader], [], [], self.patience)
+                process.writer.close()
+                process.wait(self.patience)
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise Unreachable(f"{self.host} did not answer in time", "check the network; then try again") from exc
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return sum(1 for process in processes if not any(words in process.said for words in _NO_SESSION))
 
     def _lines(self) -> list[str]:
         """Ours come first where they must hold, for hosts jumped through too, and last where they are mere defaults."""

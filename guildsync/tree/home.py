@@ -34,7 +34,13 @@ class Home:
         self._identity: Optional[str] = None
 
     def exists(self) -> bool:
-        return os.path.isdir(self.path)
+        """A directory alone is no home yet: the agent itself lies in one."""
+        return os.path.isdir(self.runs)
+
+    def free_bytes(self) -> int:
+        """What this user may still write beside the runs."""
+        found = os.statvfs(self.runs)
+        return found.f_bavail * found.f_frsize
 
     def run_ids(self, deleted: bool = False) -> List[RunId]:
         """The runs that lie here (or in the trash), in no order. A home that is not there has none; one that cannot

@@ -51,6 +51,8 @@ from guildsync.tree.statcache import Known, StatCache
 
 _SYNCERS = 8
 _CHUNK = 64
+_LITTLE = 1 << 30
+"""Bytes free that are hardly enough."""
 
 Act = Callable[[StagedFiles, RawUpdate, Durability], List[Problem]]
 T = TypeVar("T")
@@ -186,6 +188,8 @@ class Tree:
             yield Step("writable", False, exc.message, exc.hint or "", exc.exit_code)
             return
         yield Step("writable", True, "a file was made and removed")
+        free = self._home.free_bytes()
+        yield Step("space", True, f"{free / 1e9:.1f} GB free", "make room" if free < _LITTLE else "")
 
     # -- writing
 
