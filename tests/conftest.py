@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from guildsync import remotes
 from guildsync.store.fs import open_url
 from tests.kit import servers
 from tests.kit.servers import SERVERS, S3Server
+from tests.kit.sshd import Client, Sshd, client, sshd
 
 # No deadlines: a busy machine is no bug. HYPOTHESIS_PROFILE=thorough looks longer.
 settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -96,3 +98,22 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Every kind of server in turn; `servers.s3_servers("seaweed", …)` chooses some of them."""
     server: S3Server = request.getfixturevalue(request.param)
     return server
+
+
+@pytest.fixture(scope="session")
+def ssh_host() -> Iterator[Sshd]:
+    """A host that takes the user `ssh_user`."""
+    with sshd() as server:
+        yield server
+
+
+@pytest.fixture
+def ssh_user(ssh_host: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """Somebody who knows `ssh_host` as `far`, and is nobody whom ssh could ask anything."""
+    with client(tmp_path / "user") as user:
+        user.home.mkdir(exist_ok=True)
+        user.add("far", ssh_host)
+        for name, value in user.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(remotes, "has_terminal", lambda: False)
+        yield user

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
 import select
 import shlex
@@ -29,7 +30,7 @@ _SAID = 4000
 
 _OFFENDING = re.compile(r"Offending .*? key in ([^\n\r]*:\d+)")
 _AUTHENTICATION = ("Permission denied", "Too many authentication failures", "no mutual signature")
-_NO_SESSION = ("open failed", "refused by peer", "administratively prohibited")
+_NO_SESSION = ("open failed", "refused by peer", "administratively prohibited", "disabling multiplexing")
 _CONNECTION = (
     "Could not resolve", "Connection refused", "timed out", "No route to host", "Network is unreachable",
     "Connection closed", "Connection reset", "kex_exchange_identification", "not responding", "Broken pipe",
@@ -145,13 +146,14 @@ class Ssh:
         return out
 
     def sessions(self, most: int) -> int:
-        """How many of `most` processes at a time the host starts over one connection."""
+        """How many of `most` processes at a time the host starts over the connection that there is."""
         processes = [self.open(["cat"]) for _ in range(most)]
         try:
             for process in processes:
                 process.writer.write(b".")
             for process in processes:
                 select.select([process.reader], [], [], self.patience)
+            for process in processes:
                 process.writer.close()
                 process.wait(self.patience)
         except (OSError, subprocess.TimeoutExpired) as exc:
@@ -294,3 +296,55 @@ def _write_config(lines: Sequence[str]) -> str:
         file.write(data)
     os.replace(temporary, path)
     return path
+
+
+_OF_HOME = ("identityfile", "userknownhostsfile")
+
+
+def effective(host: Host) -> dict[str, list[str]]:
+    """What OpenSSH would do for a host, from its own configuration: values by lower-case keyword, those of one line as
+    words; `proxycommand` is one. Paths are expanded, and `~` is HOME. Raises NotFound, Usage, Unreachable."""
+    config = _write_config([f'Include "{os.path.expanduser("~/.ssh/config")}"', f'Include "{_SYSTEM_CONFIG}"'])
+    argv = ["ssh", "-F", config, "-T", "-G"]
+    argv += ["-l", host.user] if host.user else []
+    argv += ["-p", str(host.port)] if host.port else []
+    argv += ["-i", host.private_key, "-oIdentitiesOnly=yes"] if host.private_key else []
+    argv += ["-J", host.proxy] if host.proxy else []
+    try:
+        done = subprocess.run(
+            [*argv, "--", host.host], stdin=subprocess.DEVNULL, capture_output=True, timeout=BATCH_PATIENCE, check=False
+        )
+    except FileNotFoundError as exc:
+        raise NotFound("there is no program `ssh` here", "install OpenSSH's client") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise Unreachable(f"`ssh -G {host.host}` did not end", "look at what `Match exec` runs") from exc
+    if done.returncode:
+        said = _last_line(done.stderr.decode(errors="replace"))
+        raise Usage(f"ssh cannot read its configuration for {host.host}: {said}", "mend ~/.ssh/config")
+    found: dict[str, list[str]] = {}
+    for line in done.stdout.decode(errors="surrogateescape").splitlines():
+        key, _, value = line.partition(" ")
+        one = key in ("proxycommand", "identityfile", "identityagent") or os.path.exists(value)
+        found.setdefault(key, []).extend([value] if one else value.split())
+    return _expanded(host, found)
+
+
+def _expanded(host: Host, found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """ssh expands `~` by the home in passwd, and some tokens only when it connects."""
+    home, name = os.path.expanduser("~"), found.get("hostname", [host.host])[0]
+    account = pwd.getpwuid(os.getuid())
+    tokens = {
+        "%": "%", "d": home, "h": name, "n": host.host, "p": found["port"][0], "r": found["user"][0],
+        "u": account.pw_name, "i": str(os.getuid()), "k": found.get("hostkeyalias", [host.host])[0],
+    }  # fmt: skip
+
+    def expanded(text: str) -> str:
+        return re.sub(r"%(.)", lambda match: tokens.get(match[1], match[0]), text)
+
+    theirs = account.pw_dir.rstrip("/") + "/.ssh/"
+    for key in _OF_HOME:
+        paths = [os.path.expanduser(expanded(path)) for path in found.get(key, ())]
+        found[key] = [f"{home}/.ssh/{path[len(theirs) :]}" if path.startswith(theirs) else path for path in paths]
+    for key in ("proxycommand", "identityagent"):
+        found[key] = [os.path.expanduser(expanded(value)) for value in found.get(key, ())]
+    return found

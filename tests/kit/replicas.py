@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from getpass import getuser
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,16 +33,18 @@ from guildsync.model.manifest import (
 from guildsync.model.ports import Piece, Replica, Want
 from guildsync.model.run import RunId
 from guildsync.store.fs import S3, Files, open_s3, open_url
+from guildsync.store.sftp import Door, Sftp, open_sftp
 from guildsync.store.store import Store
 from guildsync.tree.home import Home, HomeCache
 from guildsync.tree.tree import Tree
 from tests.conftest import new_bucket
 from tests.kit.counting import CountingFiles, Counts
 from tests.kit.servers import REGION, S3Server
+from tests.kit.sshd import sshd
 from tests.kit.trees import EPOCH_NS
 
 TREES = ("near", "far")
-STORES = ("folder", "memory", *(pytest.param(kind, marks=pytest.mark.servers) for kind in ("s3", "obstore")))
+STORES = ("folder", "memory", *(pytest.param(kind, marks=pytest.mark.servers) for kind in ("s3", "obstore", "sftp")))
 ALL = (*TREES, *STORES)
 
 
@@ -103,6 +107,8 @@ def new_site(kind: str, directory: Path, request: pytest.FixtureRequest) -> Site
     if kind == "memory":
         url = f"memory://{uuid.uuid4().hex}/store"
         return Site(kind, home, lambda: open_url(url))
+    if kind == "sftp":
+        return Site(kind, home, partial(open_sftp, _sftp(directory, request)))
     server: S3Server = request.getfixturevalue("seaweed")
     request.getfixturevalue("monkeypatch").setenv("AWS_ACCESS_KEY_ID", server.access_key)
     request.getfixturevalue("monkeypatch").setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
@@ -110,6 +116,16 @@ def new_site(kind: str, directory: Path, request: pytest.FixtureRequest) -> Site
         new_bucket(server), "team/runs", REGION, endpoint_url=server.endpoint, engine={"s3": "s3fs"}.get(kind, kind)
     )
     return Site(kind, home, lambda: open_s3(where))
+
+
+def _sftp(directory: Path, request: pytest.FixtureRequest) -> Sftp:
+    running = sshd({"ForceCommand": "internal-sftp"})
+    server = running.__enter__()
+    request.addfinalizer(lambda: running.__exit__(None, None, None))
+    known = directory / "known_hosts"
+    known.write_text(server.known_hosts_line)
+    door = Door("box", "127.0.0.1", getuser(), server.port, "127.0.0.1", (str(known),), (str(server.user_key),))
+    return Sftp(door, f"{directory}/store")
 
 
 # -- contents

@@ -44,13 +44,18 @@ remotes:
 """
 
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.servers)])
+@pytest.fixture(params=["folder", *(pytest.param(name, marks=pytest.mark.servers) for name in ("s3", "ssh"))])
 def context_of(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Path], tuple[Context, str]]:
     """Opens a home with one remote; answers the remote's name too."""
     if request.param == "folder":
         return lambda home: (open_context(str(home), cwd=str(tmp_path)), f"file://{tmp_path}/a remote")
+    if request.param == "ssh":
+        request.getfixturevalue("ssh_user")
+        file = tmp_path / "guildsync.yml"
+        file.write_text(f"remotes:\n  gpu: {{type: ssh, host: far, guild-home: {tmp_path}/far home}}\n")
+        return lambda home: (open_context(str(home), str(file), cwd=str(tmp_path)), "gpu")
     server: S3Server = request.getfixturevalue("seaweed")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
@@ -105,6 +110,8 @@ def test_there_and_back(workload: str, context_of: Callable[[Path], tuple[Contex
     assert there.verify(remote).problems == []
     redact_here(first / "runs")
     assert_same_homes(first, second)
+    if remote == "gpu":
+        assert_same_homes(second, tmp_path / "far home")
 
 
 def test_environments_come_back_redacted_and_stay_as_they_are(tmp_path: Path) -> None:
