@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
-from guildsync.errors import GuildsyncError, NotFound
+from guildsync.errors import GuildsyncError, NotFound, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
 from guildsync.model.ports import Replica, Step
@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 Warn = Callable[[str], None]
+STORE = "store"
+REACHABLE = "reachable"
+"""The step of every check that says what is there."""
 
 
 def _silent(_: str) -> None:
@@ -103,22 +106,35 @@ class Context:
     def push(
         self, remote: str, options: Options = Options(), progress: Progress | None = None, *, rehash: bool = False
     ) -> Outcome:
-        """Deliver runs of the home to a remote. What could not be delivered is in the outcome's problems. `rehash`:
-        read all files, whatever the stat cache says of them."""
-        there = self.remote(remote)
-        with self._here(there, rehash) as source, self._opened(there, rehash) as target:
-            _require(source, self.home.text)
-            return self._sync(source, target, replace(options, origin=LOCAL), progress)
+        """Deliver runs of the home to a remote: see `copy`."""
+        return self.copy(LOCAL, remote, options, progress, rehash=rehash)
 
     def pull(
         self, remote: str, options: Options = Options(), progress: Progress | None = None, *, rehash: bool = False
     ) -> Outcome:
-        """Deliver runs of a remote to the home. What could not be delivered is in the outcome's problems. `rehash`:
-        read all files, whatever the stat cache says of them."""
-        there = self.remote(remote)
-        with self._opened(there, rehash) as source, self._here(there, rehash) as target:
-            _require(source, there.where)
-            return self._sync(source, target, replace(options, origin=there.name), progress)
+        """Deliver runs of a remote to the home: see `copy`."""
+        return self.copy(remote, LOCAL, options, progress, rehash=rehash)
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        options: Options = Options(),
+        progress: Progress | None = None,
+        *,
+        rehash: bool = False,
+    ) -> Outcome:
+        """Deliver runs of one remote to another. What could not be delivered is in the outcome's problems. `rehash`:
+        read all files, whatever the stat cache says of them. Raises Usage where both are the same place."""
+        if source == target:
+            raise _same_place(source, target)
+        one, other = _alike(self.remote(source), self.remote(target))
+        with self._opened(one, rehash) as want, self._opened(other, rehash) as have:
+            _require(want, one.where)
+            if want.aliases & have.aliases:
+                raise _same_place(source, target)
+            options = replace(options, origin=one.name)
+            return Sync(want, have, bases(self.home, want, have), options, progress).run()
 
     def runs(
         self, remote: str = LOCAL, choice: Choice = Choice(), *, deleted: bool = False, sizes: bool = False
@@ -145,7 +161,7 @@ class Context:
             _require(replica, there.where)
             return lifecycle.verify(replica, choice, quick)
 
-    def check(self, remote: str) -> Iterator[Step]:
+    def check(self, remote: str) -> Generator[Step, None, None]:
         """Is it usable? Step by step, ending after the first that failed."""
         there = self.remote(remote)
         if there.name != LOCAL:
@@ -154,16 +170,42 @@ class Context:
         with self._opened(there) as replica:
             yield from replica.check()
 
-    def _sync(self, source: Replica, target: Replica, options: Options, progress: Progress | None) -> Outcome:
-        return Sync(source, target, bases(self.home, source, target), options, progress).run()
+    def status(self, remote: str) -> Step:
+        """Is it available? The first step of its check that failed, else the one that says what is there; what comes
+        behind it is not tried. Raises what naming or opening it raises."""
+        with closing(self.check(remote)) as steps:
+            for step in steps:
+                if not step.ok or step.name == REACHABLE:
+                    break
+        return step
 
     def _opened(self, remote: Remote, rehash: bool = False) -> AbstractContextManager[Replica]:
         if remote.name == LOCAL:
-            return opened_home(self.home, rehash=rehash)
+            return opened_home(self.home, remote.config.keep_env, rehash)
         return remote.opened(self.home, self.warn, rehash=rehash, jobs=self.jobs)
 
-    def _here(self, other: Remote, rehash: bool) -> AbstractContextManager[Replica]:
-        return opened_home(self.home, other.config.keep_env, rehash)
+
+def _alike(source: Remote, target: Remote) -> tuple[Remote, Remote]:
+    """Both sides with the same view of captured environments: they travel as they are where every remote says so, and
+    the home says nothing. Raises Usage where they would have to be redacted on their way out of a store."""
+    kept = {side.name: side.config.keep_env for side in (source, target) if side.name != LOCAL}
+    keep = all(kept.values())
+    if source.layout == STORE and source.config.keep_env and not keep:
+        raise Usage(
+            f"{source.name} keeps captured environments as they are, and {target.name} does not",
+            f"say `keep-env: true` at {target.name}, or pull the runs and push them: that leaves the secrets here",
+        )
+    one, other = (replace(side, config=replace(side.config, keep_env=keep)) for side in (source, target))
+    return one, other
+
+
+def _same_place(source: str, target: str) -> Usage:
+    if source == target:
+        return Usage(f"{source} cannot be both source and target", "name two places")
+    return Usage(
+        f"{source} and {target} are the same place, by the id that lies there",
+        "a home that was copied by hand keeps the id: remove .guildsync/identity in one of the two",
+    )
 
 
 def _require(replica: Replica, where: str) -> None:

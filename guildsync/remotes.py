@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from guildsync.agent.bootstrap import command, digest, first_words
-from guildsync.agent.client import FarTree, NeedsModules, Opening
+from guildsync.agent.client import TIMEOUT, FarTree, NeedsModules, Opening
 from guildsync.attributes import AttributedTree
-from guildsync.compute.ssh import Host, Process, Ssh, has_terminal
+from guildsync.compute.ssh import Host, Process, Ssh, effective, has_terminal
 from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
 from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
-from guildsync.model.ports import Bases, Reads, Replica, Step
+from guildsync.model.ports import Bases, Cache, Folder, Reads, Replica, Step
+from guildsync.store.cache import NoCache
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home, HomeBases, HomeCache
 from guildsync.tree.tree import Tree
@@ -47,7 +52,12 @@ class Remote:
 
     @property
     def fs(self) -> Any:
-        """The remote's fsspec filesystem."""
+        """The remote's fsspec filesystem. A host's is confined to its home and only read, over a connection that ends
+        with the filesystem."""
+        if isinstance(self.config, SshRemote) and self.layout == "tree":
+            from guildsync.store.folder import FolderFileSystem
+
+            return FolderFileSystem(partial(_far_folder, self.config))
         return _files(self.config).fs
 
     @contextmanager
@@ -62,7 +72,7 @@ class Remote:
         """The remote's replica, closed at the end. `home` keeps what is cached of it; `fresh`: as a client without
         any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
         way at a time."""
-        if isinstance(self.config, SshRemote):
+        if isinstance(self.config, SshRemote) and self.layout == "tree":
             with _connected(self.config, home, rehash) as there:
                 yield AttributedTree(there.far)
             return
@@ -104,7 +114,8 @@ def open_remote(config: RemoteConfig) -> Remote:
     if isinstance(config, LocalRemote):
         return Remote(config, config.path, config.layout)
     if isinstance(config, SshRemote):
-        return Remote(config, f"ssh:{_host(config)}", config.layout)
+        root = f" {_sftp_root(config)}" if config.layout == "store" else ""
+        return Remote(config, f"ssh:{_host(config)}{root}", config.layout)
     if isinstance(config, S3Remote):
         root = f"{config.bucket}/{config.root}".rstrip("/")
         return Remote(config, f"s3:{root}", "store")
@@ -141,10 +152,18 @@ def _connected(config: SshRemote, home: Home, rehash: bool) -> Iterator[_Connect
     except Unreachable as exc:
         if far.broken is exc:
             far.close()
-            raise process.why() from exc
+            raise process.broke(exc) from exc
         raise
     finally:
         far.close()
+
+
+def _far_folder(config: SshRemote) -> Folder:
+    """Of a connection that ends with the process, or when nobody refers to it any more."""
+    far, _ = _started(config, Ssh(_host(config), has_terminal()), None, rehash=False)
+    folder = far.folder
+    weakref.finalize(folder, far.close)
+    return folder
 
 
 def _ssh_steps(there: _Connected) -> Iterator[Step]:
@@ -161,15 +180,15 @@ def _ssh_steps(there: _Connected) -> Iterator[Step]:
     yield Step("sessions", True, f"{sessions} of {SESSIONS} at a time over one connection", hint)
 
 
-def _started(config: SshRemote, ssh: Ssh, home: Home, rehash: bool) -> tuple[FarTree, Process]:
+def _started(config: SshRemote, ssh: Ssh, home: Home | None, rehash: bool) -> tuple[FarTree, Process]:
     """The modules go along where they are not known to be there."""
-    cache = HomeCache(home, f"ssh:{ssh.host} {config.guild_home}")
+    cache: Cache = HomeCache(home, f"ssh:{ssh.host} {config.guild_home}") if home is not None else NoCache()
     arguments = {"keep_env": config.keep_env, "rehash": rehash}
     for bundled in (False, True) if digest() in cache.names("agent") else (True,):
         process = ssh.open(command(config.python))
         opening = Opening(first_words(config.guild_home, arguments, bundled), ssh.patience)
         try:
-            far = FarTree(process.reader, process.writer, process, opening=opening)
+            far = FarTree(process.reader, process.writer, process, TIMEOUT, opening=opening)
         except NeedsModules:
             cache.drop("agent", digest())
             continue
@@ -217,7 +236,66 @@ def _files(config: RemoteConfig) -> Any:
         return fs.open_s3(where)
     if isinstance(config, FsspecRemote):
         return fs.open_url(config.url, config.options)
+    if isinstance(config, SshRemote):
+        return _sftp_files(config)
     return fs.open_url("file://" + _path(config))
+
+
+JUMPS = 8
+"""Hosts that a connection may go through."""
+
+
+def _sftp_root(config: SshRemote) -> str:
+    """The folder as SFTP names it, which starts in the home there and knows no `~`."""
+    root = config.guild_home
+    if root.startswith("~") and root.rstrip("/") != "~" and not root.startswith("~/"):
+        raise Usage(f"{config.name}: SFTP does not know {root!r}", "say guild-home as an absolute path, or below ~/")
+    return (root.removeprefix("~").lstrip("/") or ".") if root.startswith("~") else root
+
+
+def _sftp_files(config: SshRemote) -> Any:
+    from guildsync.store.sftp import Sftp, open_sftp
+
+    return open_sftp(Sftp(_door(_host(config), JUMPS), _sftp_root(config)))
+
+
+def _door(host: Host, left: int) -> Any:
+    """How SFTP reaches a host: as OpenSSH would, by its own configuration, but without ever asking."""
+    from guildsync.store.sftp import Door
+
+    says = effective(host)
+    via = None
+    for jump in ",".join(says.get("proxyjump", ())).split(","):
+        if jump and jump != "none":
+            if left == 0:
+                raise Usage(f"{host} is reached through more than {JUMPS} hosts", "look for a circle of ProxyJump")
+            via = replace(_door(_jump(jump, host.connect_timeout), left - 1), **({"via": via} if via else {}))
+    (agent,) = says["identityagent"] or ["SSH_AUTH_SOCK"]
+    named = {"none": None, "SSH_AUTH_SOCK": os.environ.get("SSH_AUTH_SOCK")}
+    (command,) = says["proxycommand"] or ["none"]
+    return Door(
+        str(host),
+        says["hostname"][0],
+        says["user"][0],
+        int(says["port"][0]),
+        says.get("hostkeyalias", says["hostname"])[0],
+        tuple(says.get("userknownhostsfile", [])) + tuple(says.get("globalknownhostsfile", [])),
+        tuple(says.get("identityfile", ())),
+        named.get(agent, agent),
+        says.get("identitiesonly") == ["yes"],
+        host.connect_timeout,
+        via,
+        ("sh", "-c", f"exec {command}") if command != "none" and via is None else (),
+    )
+
+
+def _jump(text: str, timeout: float) -> Host:
+    """`[user@]host[:port]` or `ssh://…` of a ProxyJump."""
+    match = re.fullmatch(r"(?:ssh://)?(?:(.*)@)?(\[[^]]*\]|[^:]*|[^:]*(?::[^:]*){2,})(?::(\d+))?/?", text)
+    if match is None:
+        raise Usage(f"ssh cannot jump through {text[:80]!r}", "say [user@]host[:port]")
+    user, name, port = match.groups()
+    return Host(name.strip("[]"), user, int(port) if port else None, None, None, timeout)
 
 
 def _location(config: RemoteConfig, files: _Files) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -12,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from scripts.benchmarks.goals import faster, judge, requests
+from scripts.benchmarks.kinds import KINDS
 from scripts.benchmarks.launch import TIMED_OUT, launch
-from scripts.benchmarks.proxy import Requests
+from scripts.benchmarks.proxy import Requests, proxied
 from scripts.benchmarks.results import Cell, Sample, sound
-from scripts.benchmarks.rows import ROWS
+from scripts.benchmarks.trees import difference
 
 ROOT = Path(__file__).resolve().parents[1]
+WITH_RSYNC = pytest.mark.skipif(shutil.which("rsync") is None, reason="there is no rsync here to be measured beside us")
 STREAM = (
     b"PUT /b/k?x-id=PutObject HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nGET /"
     b"GET /b?list-type=2&prefix=r HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -58,16 +62,76 @@ def test_goals_are_judged_by_medians_and_failures_do_not_count() -> None:
     assert [verdict.met for verdict in verdicts] == [True, False, None]
 
 
+def test_bytes_that_are_not_http_are_counted_and_delivered() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, proxied(f"tcp://127.0.0.1:{listener.getsockname()[1]}") as proxy:
+        near = socket.create_connection(("127.0.0.1", proxy.port), timeout=10)
+        far, _ = listener.accept()
+        with near, far:
+            near.sendall(b"SSH-2.0-x\n")
+            assert far.recv(100) == b"SSH-2.0-x\n"
+            far.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert near.recv(100)
+        passed = proxy.take()
+    assert (passed["sent"], passed["received"], passed["connections"], passed["requests"]) == (10, 18, 1, {})
+
+
+def test_a_difference_between_homes_is_named(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for home in (one, two):
+        (home / "runs" / "r").mkdir(parents=True)
+        (home / "runs" / "r" / "f").write_text("same")
+        (home / "runs" / "r" / "env").write_text(home.name)
+    assert difference(one, two) == ""
+    (two / "runs" / "r" / "f").write_text("SAME")
+    assert difference(one, two) == "other contents were delivered: r/f"
+    (two / "runs" / "r" / "f").unlink()
+    assert difference(one, two) == "1 files were not delivered, 0 are too many: r/f"
+
+
+def test_rows_and_goals_name_tools_that_there_are() -> None:
+    for kind in KINDS.values():
+        names = {*kind.peers, *(bound.name for bound in kind.bounds)}
+        assert all({*(row.tools or ()), *row.also} <= names for row in kind.rows)
+        assert set(kind.quick.split(",")) <= names
+        cells = {name: Cell([sample(1)]) for name in names}
+        for row in kind.rows:
+            for rtt in (0, 50):
+                assert all(verdict.met is not None for verdict in judge(row.goals, cells, rtt))
+
+
+@pytest.mark.servers
+@WITH_RSYNC
+@pytest.mark.timeout(300)
+def test_rows_are_measured_over_ssh(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "scripts.benchmarks", "ssh", "--quick", "--rows", "W2,W6"]
+    argv += ["--tools", "guildsync,rsync", "--rtt", "10", "--json", str(tmp_path / "raw.json")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Every tool used the live connection" in done.stdout
+    rows = json.loads((tmp_path / "raw.json").read_text())["rows"]
+    assert {row["name"] for row in rows} == {"W2 push", "W2 pull", "W2 third", "W6 grown log"}
+    for row in rows:
+        assert row["verified"] == ("ok" if "pull" not in row["name"] else "")
+        for rtt in row["rtts"]:
+            bounds = {"one channel"} if row["name"] in {"W2 push", "W2 pull"} else set()
+            assert rtt["tools"].keys() == {"guildsync", "rsync"} | bounds
+            for samples in rtt["tools"].values():
+                assert samples[0]["sent"] > 0
+                assert samples[0]["requests"]["session"] > 0
+
+
 @pytest.mark.soak
 @pytest.mark.servers
 @pytest.mark.timeout(900)
-def test_every_row_is_measured(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "scripts.benchmarks", "s3", "--quick", "--tools", "guildsync,rclone"]
+@pytest.mark.parametrize(("kind", "peer"), [("s3", "rclone"), pytest.param("ssh", "rsync", marks=WITH_RSYNC)])
+def test_every_row_is_measured(tmp_path: Path, kind: str, peer: str) -> None:
+    argv = [sys.executable, "-m", "scripts.benchmarks", kind, "--quick", "--tools", f"guildsync,{peer}"]
     argv += ["--json", str(tmp_path / "raw.json"), "--markdown", str(tmp_path / "table.md")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "raw.json").read_text())["rows"]
-    assert {row["name"] for row in rows} == {row.name for row in ROWS}
+    assert {row["name"] for row in rows} == {row.name for row in KINDS[kind].rows}
     assert all(f"## {row['name']}" in done.stdout for row in rows)
     for row in rows:
         assert row["verified"] in {"", "ok"}

@@ -25,6 +25,7 @@ TRAVELS = (
     "tree/attrs.py",
     "tree/dirs.py",
     "tree/durable.py",
+    "tree/folder.py",
     "tree/hashing.py",
     "tree/home.py",
     "tree/publish.py",

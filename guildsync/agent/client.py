@@ -14,6 +14,7 @@ from guildsync.agent.values import (
     ROWS_LIMITS,
     SCAN_LIMITS,
     flag_of,
+    info_of,
     known_row,
     label_of,
     lost_of,
@@ -30,8 +31,8 @@ from guildsync.agent.values import (
     want_row,
 )
 from guildsync.errors import Damaged, GuildsyncError, Problem, Unreachable
-from guildsync.model.manifest import Digest, checked_digest
-from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.manifest import Digest, checked_digest, text
+from guildsync.model.ports import FileInfo, Known, Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import RunId, checked_run_id
 
 TIMEOUT = 30.0
@@ -41,7 +42,8 @@ AHEAD = 256 << 20
 MAX_LISTING = 1 << 30
 """Bytes of an answer whose length nothing that was asked bounds."""
 CLOCKS_APART = 2.0
-_PATIENCE = 5.0
+_PATIENCE = 2.0
+"""Seconds that a far side with which something went wrong has to end by itself."""
 
 _HELLO = {"hello": "guildsync", "version": VERSION, "capabilities": []}
 
@@ -95,6 +97,8 @@ class FarTree:
         self._sending = False
         self._problems: list[Problem] = []
         self._replica: str | None = None
+        self._resumed = 0
+        self._listing: Iterator[RawRecord] | None = None
         self.round_trips = 0
         try:
             if opening is not None:
@@ -117,7 +121,7 @@ class FarTree:
 
     @property
     def is_there(self) -> bool:
-        return self._one("there", flag_of)
+        return self._replica is not None or self._one("there", flag_of)
 
     @property
     def broken(self) -> GuildsyncError | None:
@@ -133,10 +137,11 @@ class FarTree:
         return self._channel.bytes_in
 
     def close(self) -> None:
-        """Ends the far side; twice is harmless."""
+        """Ends the far side; twice is harmless. All was answered where nothing failed, so then nobody waits for it."""
+        failed = self._channel.broken is not None
         self._channel.close()
         process, self._process = self._process, None
-        if process is None:
+        if process is None or not failed:
             return
         deadline = time.monotonic() + _PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
@@ -162,8 +167,17 @@ class FarTree:
         return tuple(self._problems)
 
     def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[RawRecord]:
-        seen: set[tuple[RunId, bool]] = set()
+        listing, self._listing = self._listing, None
+        if listing is not None and not sizes:
+            return (found for found in listing if deleted in (None, found.deleted))
+        return self._runs(deleted, sizes)
+
+    def _runs(self, deleted: bool | None, sizes: bool) -> Iterator[RawRecord]:
         self._problems = []
+        return self._call("runs", self._records(deleted), deleted=deleted, sizes=sizes)
+
+    def _records(self, deleted: bool | None) -> Callable[[Item], Iterator[RawRecord]]:
+        seen: set[tuple[RunId, bool]] = set()
 
         def records(item: Item) -> Iterator[RawRecord]:
             for row in rows_of(item):
@@ -176,7 +190,7 @@ class FarTree:
                 seen.add((found.run, found.deleted))
                 yield found
 
-        return self._call("runs", records, deleted=deleted, sizes=sizes)
+        return records
 
     def manifests(self, known: Known) -> Iterator[Scan]:
         asked = dict(known)
@@ -234,18 +248,32 @@ class FarTree:
             there = self._one("clock", seconds_of)
             yield _clock_step(there - (began + time.time()) / 2, time.time() - began)
 
+    @property
+    def folder(self) -> FarFolder:
+        return FarFolder(self._call)
+
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> set[Digest]:
-        asked = {want.digest for want in wanted}
+        left = {want.digest: want.size for want in wanted}
+        found: set[Digest] = set()
+        taken_over: list[int] = []
 
-        def digest(row: Any) -> Digest:
-            found = checked_digest(row)
-            if found not in asked:
-                raise Damaged(f"object {found} was not asked for")
-            return found
+        def take(row: Any) -> None:
+            if taken_over:
+                raise Damaged("an answer goes on after its end")
+            if type(row) is int and 0 <= row <= sum(left.values()):
+                taken_over.append(row)
+                return
+            digest = checked_digest(row)
+            if left.pop(digest, None) is None:
+                raise Damaged(f"object {digest} was not asked for, or comes twice")
+            found.add(digest)
 
-        return set(self._call("missing", _each(digest), ROWS_LIMITS, rows(want_row(want) for want in wanted)))
+        for _ in self._call("missing", _each(take), ROWS_LIMITS, rows(want_row(want) for want in wanted)):
+            pass
+        self._resumed += sum(taken_over)
+        return found
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         arguments = (piece_item(want_row(piece.want), piece.data) for piece in pieces)
@@ -254,7 +282,7 @@ class FarTree:
 
     @property
     def resumed(self) -> int:
-        return 0  # what is staged goes with its process
+        return self._resumed
 
     def commit(self, updates: Sequence[RawUpdate]) -> list[Problem]:
         runs = {update.run for update in updates}
@@ -280,6 +308,9 @@ class FarTree:
         self._channel.timeout = opening.patience
         self._channel.send_raw(opening.words)
         self._channel.send(_HELLO)
+        self._listing = self._asked(
+            "runs", self._records(None), deleted=None, sizes=False
+        )  # what every sync asks first
         self.noise = self._channel.skip_to(MARK)
         self._channel.timeout = timeout
 
@@ -303,6 +334,8 @@ class FarTree:
             raise Damaged("the far side does not say hello")
         if version[0] != VERSION[0]:
             raise GuildsyncError(f"the far side speaks version {str(version[0])[:20]}, not {VERSION[0]}")
+        if "replica" in header:
+            self._replica = checked_run_id(header["replica"])
 
     def _call(
         self,
@@ -313,16 +346,29 @@ class FarTree:
         **flags: bool | None,
     ) -> Iterator[T]:
         """One round trip. Values come as they arrive; a consumer that stops early cancels the rest."""
-        channel = self._channel
         if self._sending:
             raise GuildsyncError("a call was made by what another call sends")
         if self._last is not None:
             self._last.finish()
+        yield from self._asked(name, decode, limits, arguments, **flags)
+
+    def _asked(
+        self,
+        name: str,
+        decode: Callable[[Item], Iterable[T]],
+        limits: Sequence[int] = ROWS_LIMITS,
+        arguments: Iterable[Item] = (),
+        **flags: bool | None,
+    ) -> Iterator[T]:
+        """Sends the call now; its values can be had later."""
         self.round_trips += 1
         number = self.round_trips
-        answer = self._last = _Answer(channel, number, limits, decode)
-        channel.send({"call": name, "id": number, **flags})
+        answer = self._last = _Answer(self._channel, number, limits, decode)
+        self._channel.send({"call": name, "id": number, **flags})
         self._send(number, arguments, answer)
+        return self._values(answer)
+
+    def _values(self, answer: _Answer[T]) -> Iterator[T]:
         try:
             yield from answer
         except GeneratorExit:
@@ -348,6 +394,35 @@ class FarTree:
             raise
         finally:
             self._sending = False
+
+
+class FarFolder:
+    """The files of the home there (`model.ports.Folder`)."""
+
+    def __init__(self, call: Callable[..., Iterator[Any]]) -> None:
+        self._call = call
+
+    def list(self, path: bytes) -> Iterator[FileInfo]:
+        return self._call("list", _each(info_of), arguments=rows([text(path)]))
+
+    def info(self, path: bytes) -> FileInfo:
+        found: list[FileInfo] = list(self._call("info", _each(info_of), arguments=rows([text(path)])))
+        if len(found) != 1:
+            raise Damaged(f"{len(found)} answers to one question")
+        return found[0]
+
+    def read(self, path: bytes, start: int, stop: int) -> Iterator[bytes]:
+        left = stop - start
+
+        def piece(item: Item) -> list[bytes]:
+            nonlocal left
+            data = item[1] or b""
+            left -= len(data)
+            if not data or left < 0:
+                raise Damaged("other bytes than were asked for")
+            return [data]
+
+        return self._call("read", piece, PIECE_LIMITS, rows([text(path), start, stop]))
 
 
 class _Answer(Generic[T]):

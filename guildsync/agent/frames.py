@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import select
 import struct
 import threading
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from guildsync import errors
 from guildsync.errors import Damaged, GuildsyncError, Unreachable
@@ -24,9 +27,15 @@ MAX_ITEMS = 5_000_000
 _HEAD = struct.Struct(">II")
 _CHUNK = 1 << 16
 _BUFFER = 1 << 16
+_LARGE = 1 << 16
+"""Bodies from this size on are neither copied on their way out nor gathered from pieces."""
+_PIPE = 1 << 20
+_BUFFERS = 64
+_F_SETPIPE_SZ = 1031  # fcntl has no name for it before Python 3.10
 _MAX_FRAME = _HEAD.size + MAX_HEADER + MAX_BODY
 
 Header = Dict[str, Any]
+Frame = Tuple[Header, bytearray]
 Item = Sequence[Optional[bytes]]
 """One value as it crosses: a blob of JSON, then raw blobs; it may take several frames."""
 
@@ -44,29 +53,31 @@ class Channel:
         self._ends = (reader, writer)
         self._reader, self._writer = _descriptor(reader), _descriptor(writer)
         self.timeout = timeout
-        self._incoming, self._outgoing = bytearray(), bytearray()
-        self._found: Optional[Tuple[Header, bytes]] = None
+        self._incoming, self._outgoing = bytearray(), _Outgoing(self._writer)
+        self._body: Optional[_Body] = None
+        self._found: Optional[Frame] = None
         self._ended = False
         self._sending = threading.Lock()
         self._stop = threading.Event()
         self.broken: Optional[GuildsyncError] = None
         self.frames_out = self.frames_in = self.bytes_out = self.bytes_in = 0
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
+            _enlarge(end)
 
-    def send(self, header: Header, body: bytes = b"") -> None:
+    def send(self, header: Header, *body: bytes) -> None:
         """Raises Unreachable; GuildsyncError for a frame above the limits, of which nothing is sent."""
         with self._sending:
             self._check()
             self._put(header, body)
-            if len(self._outgoing) >= _BUFFER:
+            if self._outgoing.size >= _BUFFER:
                 self._drain()
 
     def send_raw(self, data: bytes) -> None:
         """Bytes that are no frame, for what stands before the frames at the other end."""
         with self._sending:
             self._check()
-            self._outgoing += data
+            self._outgoing.add(data)
             self._drain()
 
     def skip_to(self, mark: bytes) -> bytes:
@@ -88,7 +99,7 @@ class Channel:
             self._check()
             self._drain()
 
-    def receive(self) -> Optional[Tuple[Header, bytes]]:
+    def receive(self) -> Optional[Frame]:
         """The next frame that is no beat; None when the other side ended between two frames. Flushes first."""
         self.flush()
         while True:
@@ -96,7 +107,7 @@ class Channel:
             if frame is not None:
                 self._found = None
                 return frame
-            if self._ended and self._incoming:
+            if self._ended and (self._incoming or self._body is not None):
                 raise self.fail(Unreachable("the connection ended in the middle of a frame"))
             if self._ended:
                 return None
@@ -115,8 +126,8 @@ class Channel:
             return  # then somebody is sending
         try:
             if self.broken is None:
-                if not self._outgoing:
-                    self._put({"beat": True}, b"")
+                if not self._outgoing.size:
+                    self._put({"beat": True}, ())
                 self._write()
         except Unreachable:
             pass  # whoever sends or receives next finds out
@@ -154,29 +165,27 @@ class Channel:
         if self.broken is not None:
             raise self.broken
 
-    def _put(self, header: Header, body: bytes) -> None:
-        head = dumps(header)
-        if len(head) > MAX_HEADER or len(body) > MAX_BODY:
-            raise GuildsyncError(f"a frame of {len(head)} + {len(body)} bytes is larger than allowed")
-        self._outgoing += _HEAD.pack(len(head), len(body))
-        self._outgoing += head
-        self._outgoing += body
+    def _put(self, header: Header, body: Sequence[bytes]) -> None:
+        head, size = dumps(header), sum(map(len, body))
+        if len(head) > MAX_HEADER or size > MAX_BODY:
+            raise GuildsyncError(f"a frame of {len(head)} + {size} bytes is larger than allowed")
+        self._outgoing.add(_HEAD.pack(len(head), size) + head)
+        for blob in body:
+            self._outgoing.add(blob)
         self.frames_out += 1
 
     def _drain(self) -> None:
-        while self._outgoing:
+        while self._outgoing.size:
             if not self._write():
                 self._wait(writing=True)
 
     def _write(self) -> bool:
         try:
-            with memoryview(self._outgoing) as view, view[:_CHUNK] as chunk:
-                count = os.write(self._writer, chunk)
+            count = self._outgoing.write()
         except BlockingIOError:
             return False
         except OSError as exc:
             raise self.fail(Unreachable(f"the other side is gone: {exc.strerror}")) from exc
-        del self._outgoing[:count]
         self.bytes_out += count
         return count > 0
 
@@ -197,26 +206,22 @@ class Channel:
 
     def _read(self) -> bool:
         try:
-            data = os.read(self._reader, _CHUNK)
+            if self._body is not None and self._body.missing:
+                count = os.readv(self._reader, [self._body.missing])
+                self._body.missing = self._body.missing[count:]
+            else:
+                data = os.read(self._reader, _CHUNK)
+                self._incoming += data
+                count = len(data)
         except BlockingIOError:
             return False
         except OSError as exc:
             raise self.fail(Unreachable(f"the other side is gone: {exc.strerror}")) from exc
-        self._ended = not data
-        self._incoming += data
-        self.bytes_in += len(data)
+        self._ended = not count
+        self.bytes_in += count
         return True
 
-    def _head(self) -> Optional[Tuple[int, int]]:
-        """Where the header of the next frame ends, and how long its body is."""
-        if len(self._incoming) < _HEAD.size:
-            return None
-        header, body = _HEAD.unpack_from(self._incoming)
-        if header > MAX_HEADER or body > MAX_BODY:
-            raise self.fail(Damaged(f"a frame of {header} + {body} bytes is larger than allowed"))
-        return _HEAD.size + header, body
-
-    def _next(self) -> Optional[Tuple[Header, bytes]]:
+    def _next(self) -> Optional[Frame]:
         """The first whole frame that is no beat; it stays until `receive` takes it."""
         while self._found is None:
             frame = self._take()
@@ -226,23 +231,95 @@ class Channel:
                 self._found = frame
         return self._found
 
-    def _take(self) -> Optional[Tuple[Header, bytes]]:
+    def _take(self) -> Optional[Frame]:
         self._check()
-        head = self._head()
-        if head is None or len(self._incoming) < sum(head):
+        if self._body is None:
+            self._begin()
+        body = self._body
+        if body is None or body.missing:
             return None
-        start, end = head[0], sum(head)
-        with memoryview(self._incoming) as view:
-            raw, body = bytes(view[_HEAD.size : start]), bytes(view[start:end])
-        del self._incoming[:end]
+        self._body = None
         self.frames_in += 1
+        return body.header, body.data
+
+    def _begin(self) -> None:
+        """Takes the next frame's header in, and of its body what has come, once enough is there."""
+        if len(self._incoming) < _HEAD.size:
+            return
+        length, size = _HEAD.unpack_from(self._incoming)
+        if length > MAX_HEADER or size > MAX_BODY:
+            raise self.fail(Damaged(f"a frame of {length} + {size} bytes is larger than allowed"))
+        start, end = _HEAD.size + length, _HEAD.size + length + size
+        if len(self._incoming) < (start if size >= _LARGE else end):
+            return
+        with memoryview(self._incoming) as view:
+            raw, came = bytes(view[_HEAD.size : start]), view[start:end]
+            body = _Body(size, came)
+            came.release()
+        del self._incoming[:end]
         try:
-            header = loads(raw)
+            body.header = loads(raw)
         except Damaged as exc:
             raise self.fail(exc) from exc
-        if not isinstance(header, dict):
+        if not isinstance(body.header, dict):
             raise self.fail(Damaged("the header of a frame is no object"))
-        return header, body
+        self._body = body
+
+
+class _Body:
+    """The body of a frame while it comes."""
+
+    def __init__(self, size: int, came: memoryview) -> None:
+        self.header: Header = {}
+        self.data = bytearray(size)
+        self.data[: len(came)] = came
+        self.missing = memoryview(self.data)[len(came) :]
+
+
+class _Outgoing:
+    """Buffers on their way to a descriptor; large ones are not copied."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._queue: Deque[memoryview] = deque()
+        self._small = bytearray()
+        self.size = 0
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        if len(data) < _LARGE:
+            self._small += data
+            return
+        self._flush()
+        self._queue.append(memoryview(data))
+
+    def write(self) -> int:
+        """What the descriptor takes at once, in bytes. Raises OSError."""
+        self._flush()
+        count = os.writev(self._fd, list(itertools.islice(self._queue, _BUFFERS)))
+        left = count
+        while left:
+            first = self._queue[0]
+            if left < len(first):
+                self._queue[0] = first[left:]
+                break
+            left -= len(first)
+            self._queue.popleft()
+        self.size -= count
+        return count
+
+    def _flush(self) -> None:
+        if self._small:
+            self._queue.append(memoryview(self._small))
+            self._small = bytearray()
+
+
+def _enlarge(fd: int) -> None:
+    """Where it is a pipe: fewer wake-ups."""
+    try:
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE)
+    except OSError:
+        pass  # it is none, or may not grow
 
 
 # -- items: one value in as many frames as it takes
@@ -250,8 +327,13 @@ class Channel:
 
 def send_item(channel: Channel, item: Item) -> None:
     """`{"item": [length or null, …]}` and the blobs' bytes, going on in `{"more": true}` frames above MAX_BODY."""
-    data = b"".join(blob for blob in item if blob)
-    channel.send({"item": [None if blob is None else len(blob) for blob in item]}, data[:MAX_BODY])
+    blobs = [blob for blob in item if blob]
+    header = {"item": [None if blob is None else len(blob) for blob in item]}
+    if sum(map(len, blobs)) <= MAX_BODY:
+        channel.send(header, *blobs)
+        return
+    data = b"".join(blobs)
+    channel.send(header, data[:MAX_BODY])
     for start in range(MAX_BODY, len(data), MAX_BODY):
         channel.send({"more": True}, data[start : start + MAX_BODY])
 
@@ -292,7 +374,7 @@ class Incoming:
         return ("error" in header or "end" in header) and header.get("id") == self._number
 
 
-def _receive_item(channel: Channel, lengths: Any, body: bytes, limits: Sequence[int]) -> Item:
+def _receive_item(channel: Channel, lengths: Any, body: bytearray, limits: Sequence[int]) -> Item:
     if not isinstance(lengths, list) or len(lengths) != len(limits):
         raise Damaged("an item has the wrong number of blobs")
     for place, limit in enumerate(limits):
@@ -300,7 +382,7 @@ def _receive_item(channel: Channel, lengths: Any, body: bytes, limits: Sequence[
         if length is not None and (type(length) is not int or not 0 <= length <= limit):
             raise Damaged(f"a blob has length {str(length)[:40]}, at most {limit} is allowed")
     total = sum(length or 0 for length in lengths)
-    data = bytearray(body)
+    data = body
     while len(data) < total:
         header, body = _expect(channel)
         if "more" not in header or not body:
@@ -317,7 +399,7 @@ def _receive_item(channel: Channel, lengths: Any, body: bytes, limits: Sequence[
     return blobs
 
 
-def _expect(channel: Channel) -> Tuple[Header, bytes]:
+def _expect(channel: Channel) -> Frame:
     frame = channel.receive()
     if frame is None:
         raise channel.fail(Unreachable("the connection ended in the middle of a call"))

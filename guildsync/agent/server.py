@@ -11,6 +11,7 @@ from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
     UPDATE_LIMITS,
+    info_row,
     known_of,
     label_of,
     lost_item,
@@ -27,6 +28,7 @@ from guildsync.agent.values import (
 )
 from guildsync.compute.local import steps
 from guildsync.errors import Damaged, GuildsyncError, Unreachable, Usage
+from guildsync.model.manifest import untext
 from guildsync.model.ports import Piece, RawTree, Want
 from guildsync.tree.home import Home
 from guildsync.tree.tree import Tree
@@ -43,7 +45,7 @@ def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: flo
     """
     channel = Channel(reader, writer, idle)
     try:
-        if _greeted(channel):
+        if _greeted(channel, tree):
             channel.keep_beating(beat)
             while _serve_one(channel, tree):
                 pass
@@ -71,7 +73,8 @@ def main(wanted: Mapping[str, Any]) -> None:
         tree.close()
 
 
-def _greeted(channel: Channel) -> bool:
+def _greeted(channel: Channel, tree: RawTree) -> bool:
+    """The answer says at once what is asked first."""
     frame = channel.receive()
     if frame is None:
         return False
@@ -87,7 +90,10 @@ def _greeted(channel: Channel) -> bool:
     if error is not None:
         channel.send(error_header(error, None))
     else:
-        channel.send({"hello": "guildsync", "version": VERSION, "capabilities": sorted(CALLS)})
+        header: Header = {"hello": "guildsync", "version": VERSION, "capabilities": sorted(CALLS)}
+        if tree.is_there:
+            header["replica"] = tree.replica
+        channel.send(header)
     channel.flush()
     return error is None
 
@@ -182,7 +188,11 @@ def _fetch(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[It
 
 
 def _missing(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
-    return rows(sorted(tree.missing(_wants(items))))
+    """Digests, then the bytes that are taken over from an interrupted sync, if any."""
+    before = tree.resumed
+    found: List[Any] = sorted(tree.missing(_wants(items)))
+    taken_over = tree.resumed - before
+    return rows([*found, taken_over] if taken_over else found)
 
 
 def _stage(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
@@ -199,14 +209,32 @@ def _audit(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[I
 
 
 def _check(tree: RawTree, header: Header, _items: Iterable[Item]) -> Iterable[Item]:
-    found = list(tree.check())
-    yield from rows(step_row(step) for step in found)
-    if header.get("host") is True and all(step.ok for step in found):
+    """One item a step: whoever has heard enough stops before the next is taken."""
+    is_fine = True
+    for step in tree.check():
+        is_fine = is_fine and step.ok
+        yield from rows([step_row(step)])
+    if is_fine and header.get("host") is True:
         yield from rows(step_row(step) for step in steps())
 
 
 def _clock(_tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
     return rows([time.time()])
+
+
+def _list(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    (path,) = _all_rows(items)
+    return rows(info_row(info) for info in tree.folder.list(untext(path)))
+
+
+def _info(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    (path,) = _all_rows(items)
+    return rows([info_row(tree.folder.info(untext(path)))])
+
+
+def _read(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    path, start, stop = _all_rows(items)
+    return (piece_item(None, data) for data in tree.folder.read(untext(path), int(start), int(stop)))
 
 
 def _replica(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
@@ -236,6 +264,9 @@ CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "audit": (ROWS_LIMITS, _audit),
     "check": (ROWS_LIMITS, _check),
     "clock": (ROWS_LIMITS, _clock),
+    "list": (ROWS_LIMITS, _list),
+    "info": (ROWS_LIMITS, _info),
+    "read": (ROWS_LIMITS, _read),
     "replica": (ROWS_LIMITS, _replica),
     "there": (ROWS_LIMITS, _there),
 }

@@ -10,6 +10,9 @@ from typing import Any
 from guildsync.agent.frames import Item, dumps, loads
 from guildsync.errors import REASONS, Damaged, Problem
 from guildsync.model.manifest import (
+    DIRECTORY,
+    FILE,
+    LINK,
     MAX_MANIFEST,
     MAX_OBJECT,
     Digest,
@@ -20,7 +23,7 @@ from guildsync.model.manifest import (
     text,
     untext,
 )
-from guildsync.model.ports import Aim, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.ports import Aim, FileInfo, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import Attributes, RunId, checked_run_id
 
 MAX_JSON = 64 << 20
@@ -30,6 +33,7 @@ PIECE_LIMITS = (1 << 18, MAX_OBJECT)
 SCAN_LIMITS = (MAX_JSON, MAX_MANIFEST, MAX_MANIFEST, MAX_MANIFEST)
 UPDATE_LIMITS = (MAX_JSON, MAX_MANIFEST, MAX_MANIFEST)
 
+_KINDS = frozenset((FILE, DIRECTORY, LINK, "other"))
 _BATCH, _BATCH_BYTES = 1000, 1 << 18
 
 
@@ -205,6 +209,19 @@ def update_of(item: Item) -> RawUpdate:
     for path in withheld:
         check_path(path)
     return RawUpdate(run, _manifest_of(item[1]), _manifest_of(item[2]), attributes, markers, withheld)
+
+
+def info_row(info: FileInfo) -> Any:
+    return [text(info.name), info.kind, info.size, info.mtime_ns]
+
+
+def info_of(row: Any) -> FileInfo:
+    with _well_formed("a file"):
+        name, kind, size, mtime_ns = row
+        found = untext(name)
+        if b"/" in found or found in (b".", b"..") or kind not in _KINDS or type(mtime_ns) is not int:
+            raise ValueError
+        return FileInfo(found, kind, _count(size), mtime_ns)
 
 
 def step_row(step: Step) -> Any:

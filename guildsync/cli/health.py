@@ -1,17 +1,20 @@
-"""check and verify: is it usable, and is everything whole?"""
+"""check, status and verify: is it usable, is it there, and is everything whole?"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from guildsync.cli.options import Runs, Settings
+from guildsync.cli.listing import PARTIAL
+from guildsync.cli.options import ALL, Runs, Settings
+from guildsync.cli.rows import table
 from guildsync.cli.words import NOTED, number, shown, size
-from guildsync.errors import DAMAGED, MISSING
+from guildsync.errors import DAMAGED, MISSING, GuildsyncError
 
 if TYPE_CHECKING:
-    from guildsync.api import Verified
+    from guildsync.api import Context, Verified
 
 
 def check(ctx: typer.Context) -> int:
@@ -31,6 +34,75 @@ def check(ctx: typer.Context) -> int:
     elif ok:
         terminal.done(f"{remote} can be used")
     return max(step.exit_code for step in steps)
+
+
+@dataclass(frozen=True)
+class _Status:
+    """Whether one remote is available: `detail` is what was found there, or what is wrong; `code` 0 or how a command
+    that needs it would end. `where` None: it cannot be opened at all."""
+
+    name: str
+    kind: str
+    where: str | None
+    code: int
+    detail: str
+    hint: str | None = None
+
+    def cells(self) -> list[str]:
+        return [
+            shown(cell) for cell in (self.name, self.kind, self.where or "", self.detail if self.code else "available")
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "type": self.kind,
+            "where": None if self.where is None else shown(self.where),
+            "available": not self.code,
+            "detail": self.detail,
+        }
+
+
+def status(
+    ctx: typer.Context,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 -- typer
+        typer.Argument(metavar="[NAME]", show_default=False, help="A configured remote, s3:bucket, or a URL."),
+    ] = None,
+) -> int:
+    """Is a remote available? Without a name, all configured ones are asked."""
+    settings: Settings = ctx.obj
+    context, terminal = settings.context(), settings.terminal
+    asked = [*([name] if name is not None else []), *settings.remotes] or [ALL]
+    names: dict[str, None] = {}
+    for each in asked:
+        names |= dict.fromkeys(sorted(context.config.remotes) if each == ALL else [context.config.remote(each).name])
+    rows = [_status(context, each) for each in names]
+    failed = [row for row in rows if row.code]
+    if settings.json:
+        terminal.document([row.to_json() for row in rows])
+    elif rows:
+        terminal.data(table([row.cells() for row in rows], terminal.columns if len(rows) > 1 else None))
+    else:
+        terminal.note("no remotes are configured; s3:bucket and URLs such as file:///path need no configuration")
+    for row in failed:
+        if len(rows) > 1:
+            terminal.warning(f"{row.name}: {row.detail}")
+        elif row.hint:
+            terminal.hint(row.hint)
+    if not failed:
+        return 0
+    return failed[0].code if len(failed) == len(rows) else PARTIAL
+
+
+def _status(context: Context, name: str) -> _Status:
+    kind, where = context.config.remote(name).type, None
+    try:
+        where = context.remote(name).where
+        step = context.status(name)
+    except GuildsyncError as exc:
+        return _Status(name, kind, where, exc.exit_code, exc.message, exc.hint)
+    return _Status(name, kind, where, 0 if step.ok else step.exit_code or 1, step.detail, step.hint or None)
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""push and pull, and what they say at the end."""
+"""push, pull and copy, and what they say at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 import guildsync
 from guildsync.cli import words
-from guildsync.cli.options import Runs, Settings
+from guildsync.cli.options import LOCAL, Runs, Settings
 from guildsync.cli.progress import told
 from guildsync.cli.words import number, size
 from guildsync.errors import CONFLICT, Usage
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 SIDES = ("source", "target")
 
-Place = Annotated[
-    str, typer.Argument(metavar="REMOTE", show_default=False, help="A configured remote, s3:bucket, or a URL.")
-]
+_PLACE = "A configured remote, s3:bucket, or a URL."
+Place = Annotated[str, typer.Argument(metavar="REMOTE", show_default=False, help=_PLACE)]
+From = Annotated[str, typer.Argument(metavar="SRC", show_default=False, help=f"{_PLACE} `local` is this home.")]
+To = Annotated[str, typer.Argument(metavar="DST", show_default=False, help="The same.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Resolve = Annotated[
     Optional[str],  # noqa: UP045 -- typer
     typer.Option("--resolve", metavar="source|target", help="Whose side to take in conflicts."),
 ]
-
-
 Rehash = Annotated[bool, typer.Option("--rehash", help="Read all files: do not trust the times of unchanged ones.")]
 Include = Annotated[
     Optional[list[str]],  # noqa: UP045 -- typer
@@ -55,10 +54,20 @@ class _Verb(NamedTuple):
     now: str
     going: str
     done: str
-    preposition: str
 
 
-PUSH, PULL = _Verb("push", "Pushing", "Pushed", "to"), _Verb("pull", "Pulling", "Pulled", "from")
+class _Way(NamedTuple):
+    """From where to where, and in words: `along` (to bucket), `at` the target (on bucket), and what `target` is."""
+
+    verb: _Verb
+    ends: tuple[str, str]
+    along: str
+    at: str
+    target: str
+
+
+PUSH, PULL = _Verb("push", "Pushing", "Pushed"), _Verb("pull", "Pulling", "Pulled")
+COPY = _Verb("copy", "Copying", "Copied")
 
 
 def push(  # noqa: PLR0913 -- one for each option
@@ -73,9 +82,9 @@ def push(  # noqa: PLR0913 -- one for each option
     exclude: Exclude = None,
 ) -> int:
     """Deliver runs of this home to a remote. All of them, where none is named."""
-    settings: Settings = ctx.obj
-    options = _options(settings, PUSH, runs, dry_run, _policy(resolve, include, exclude))
-    return _told(settings, _carried(settings, PUSH, remote, options, rehash), PUSH, remote, options)
+    way = _Way(PUSH, (LOCAL, remote), f"to {remote}", f"on {remote}", "the remote")
+    options = _options(ctx.obj, way, runs, dry_run, _policy(resolve, include, exclude))
+    return _carried_out(ctx.obj, way, options, rehash)
 
 
 def pull(  # noqa: PLR0913 -- one for each option
@@ -90,16 +99,35 @@ def pull(  # noqa: PLR0913 -- one for each option
     exclude: Exclude = None,
 ) -> int:
     """Deliver runs of a remote to this home. All of them, where none is named."""
-    settings: Settings = ctx.obj
-    options = _options(settings, PULL, runs, dry_run, _policy(resolve, include, exclude))
-    return _told(settings, _carried(settings, PULL, remote, options, rehash), PULL, remote, options)
+    way = _Way(PULL, (remote, LOCAL), f"from {remote}", "here", "this home")
+    options = _options(ctx.obj, way, runs, dry_run, _policy(resolve, include, exclude))
+    return _carried_out(ctx.obj, way, options, rehash)
 
 
-def _carried(settings: Settings, verb: _Verb, remote: str, options: Options, rehash: bool) -> Outcome:
-    terminal, context = settings.terminal, settings.context()
-    with told(terminal, verb.going, not (settings.json or options.dry_run)) as (progress, warn):
-        context = replace(context, warn=warn)
-        return (context.push if verb is PUSH else context.pull)(remote, options, progress, rehash=rehash)
+def copy(  # noqa: PLR0913 -- one for each option
+    ctx: typer.Context,
+    source: From,
+    target: To,
+    runs: Runs = None,
+    *,
+    dry_run: DryRun = False,
+    resolve: Resolve = None,
+    rehash: Rehash = False,
+    include: Include = None,
+    exclude: Exclude = None,
+) -> int:
+    """Deliver runs of one remote to another, through this machine. All of them, where none is named."""
+    at = "here" if target == LOCAL else f"on {target}"
+    way = _Way(COPY, (source, target), f"from {source} to {target}", at, target)
+    options = _options(ctx.obj, way, runs, dry_run, _policy(resolve, include, exclude))
+    return _carried_out(ctx.obj, way, options, rehash)
+
+
+def _carried_out(settings: Settings, way: _Way, options: Options, rehash: bool) -> int:
+    context = settings.context()
+    with told(settings.terminal, way.verb.going, not (settings.json or options.dry_run)) as (progress, warn):
+        outcome = replace(context, warn=warn).copy(*way.ends, options, progress, rehash=rehash)
+    return _told(settings, outcome, way, options)
 
 
 def _policy(resolve: str | None, include: Sequence[str] | None, exclude: Sequence[str] | None) -> Policy:
@@ -110,46 +138,45 @@ def _policy(resolve: str | None, include: Sequence[str] | None, exclude: Sequenc
     return policy
 
 
-def _options(settings: Settings, verb: _Verb, runs: Sequence[str] | None, dry_run: bool, policy: Policy) -> Options:
-    settings.no_remote(verb.now, f"say `guildsync {verb.now} NAME`")
+def _options(settings: Settings, way: _Way, runs: Sequence[str] | None, dry_run: bool, policy: Policy) -> Options:
+    names = "SRC DST" if way.verb is COPY else "NAME"
+    settings.no_remote(way.verb.now, f"say `guildsync {way.verb.now} {names}`")
     options: Options = guildsync.Options(choose=settings.choice(runs), policy=policy, dry_run=dry_run)
     return options
 
 
-def _told(settings: Settings, outcome: Outcome, verb: _Verb, remote: str, options: Options) -> int:
+def _told(settings: Settings, outcome: Outcome, way: _Way, options: Options) -> int:
     terminal = settings.terminal
     for note in outcome.notes:
         terminal.note(f"note: {note}")
     if outcome.bytes_resumed:
-        terminal.note(f"note: took over {size(outcome.bytes_resumed)} that an interrupted {verb.now} had sent")
+        terminal.note(f"note: took over {size(outcome.bytes_resumed)} that an interrupted {way.verb.now} had sent")
     terminal.problems(outcome.problems)
     if any(problem.reason == CONFLICT for problem in outcome.problems):
-        terminal.hint(_way_out(verb, options.policy))
+        terminal.hint(_way_out(way, options.policy))
     if settings.json:
         terminal.document(outcome.to_json())
     else:
-        terminal.done(last_line(outcome, verb, remote, options.dry_run))
+        terminal.done(last_line(outcome, way, options.dry_run))
     return outcome.exit_code
 
 
-def _way_out(verb: _Verb, policy: Policy) -> str:
+def _way_out(way: _Way, policy: Policy) -> str:
     """Of a conflict."""
     if policy.resolve is not None and policy.paths.leave_out:
         return "what --include and --exclude leave out is never replaced; say --resolve without them"
     return (
         "--resolve source takes the versions of the source, --resolve target keeps those of the target "
-        f"({'the remote' if verb is PUSH else 'this home'} is the target)"
+        f"({way.target} is the target)"
     )
 
 
-def last_line(outcome: Outcome, verb: _Verb, remote: str, dry_run: bool) -> str:
+def last_line(outcome: Outcome, way: _Way, dry_run: bool) -> str:
     """What was done, also where that was nothing."""
-    failed = words.failures(outcome.problems)
+    verb, failed = way.verb, words.failures(outcome.problems)
     if not outcome.runs:
-        place = f"{verb.preposition} {remote}" if failed else ""
-        return _tail(f"Nothing to {verb.now}" if not failed else f"Nothing was {verb.done.lower()} {place}", [
-            failed, _same(outcome, verb, remote, bool(failed)),
-        ])  # fmt: skip
+        head = f"Nothing was {verb.done.lower()} {way.along}" if failed else f"Nothing to {verb.now}"
+        return _tail(head, [failed, _same(outcome, way, bool(failed))])
     files = [number(outcome.files, "file"), size(outcome.bytes_total)]
     head = f"Would {verb.now}" if dry_run else verb.done
     sent = "to send" if dry_run else "sent"
@@ -159,17 +186,16 @@ def last_line(outcome: Outcome, verb: _Verb, remote: str, dry_run: bool) -> str:
         amount += f"; {size(outcome.bytes_total - outcome.bytes_reused)} {sent}, {size(outcome.bytes_reused)} {there}"
     if outcome.removed:
         amount += f"; {outcome.removed} removed"
-    said = f"{head} {number(outcome.runs, 'run')} ({amount}) {verb.preposition} {remote}"
+    said = f"{head} {number(outcome.runs, 'run')} ({amount}) {way.along}"
     if not dry_run:
         said += f" in {words.seconds(outcome.seconds)}"
     return f"{said}; {failed}" if failed else said
 
 
-def _same(outcome: Outcome, verb: _Verb, remote: str, failed: bool) -> str:
+def _same(outcome: Outcome, way: _Way, failed: bool) -> str:
     if not outcome.same:
         return "" if failed or outcome.notes else "no runs are chosen"
-    runs = f"{number(outcome.same, 'run')} {'is' if outcome.same == 1 else 'are'} already"
-    return f"{runs} on {remote}" if verb is PUSH else f"{runs} here"
+    return f"{number(outcome.same, 'run')} {'is' if outcome.same == 1 else 'are'} already {way.at}"
 
 
 def _tail(head: str, parts: Sequence[str]) -> str:

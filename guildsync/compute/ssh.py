@@ -223,6 +223,12 @@ class Process:
             return _failed_connection(str(self._host), self.said)
         return _failed_command(str(self._host), code, self.said)
 
+    def broke(self, error: GuildsyncError) -> GuildsyncError:
+        """What it means that the process, once it had started well, was given up with `error`."""
+        if self.child.poll() == 255 and self.said:
+            return _failed_connection(str(self._host), self.said)
+        return Unreachable(f"{self._host}: {error.message}", "try again: the same command goes on where it stopped")
+
     def _read(self) -> str:
         if not self._errors.closed:
             end = self._errors.seek(0, os.SEEK_END)

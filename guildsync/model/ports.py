@@ -210,6 +210,28 @@ class Target(Source, Writes, Protocol):
         """Make updates whose objects are staged or there already visible, run by run; what it returns was not done."""
 
 
+class FileInfo(NamedTuple):
+    """A file of a home as it lies there: its name in its directory, its kind as in manifests or `other`, its bytes."""
+
+    name: bytes
+    kind: str
+    size: int
+    mtime_ns: int
+
+
+class Folder(Protocol):
+    """The files of a home, by paths relative to it (b"": itself). Nothing outside can be seen. Raise NotFound,
+    Refused; Damaged for paths that no manifest may hold."""
+
+    def list(self, path: bytes) -> Iterable[FileInfo]:
+        """What a directory holds, sorted by name."""
+
+    def info(self, path: bytes) -> FileInfo: ...
+
+    def read(self, path: bytes, start: int, stop: int) -> Iterable[bytes]:
+        """The bytes [start, stop) of a file in pieces, fewer at its end."""
+
+
 class RawTree(Reads, Writes, Protocol):
     """A Tree, near or far, that moves attributes as bytes."""
 
@@ -220,6 +242,9 @@ class RawTree(Reads, Writes, Protocol):
     def audit(self) -> Iterator[Problem]: ...
 
     def check(self) -> Iterator[Step]: ...
+
+    @property
+    def folder(self) -> Folder: ...
 
 
 class Inspected(Protocol):

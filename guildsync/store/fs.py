@@ -18,6 +18,7 @@ from typing import Any
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
 
 _CODE_OF_S3 = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
+_OF_SSH = re.compile(r"""(?:['"]|::)(?:sftp|ssh)(?:://|::|['"])""", re.IGNORECASE)
 _ENDINGS_OF_AUTHENTICATION = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
 
 
@@ -417,6 +418,9 @@ def open_url(url: str, options: Mapping[str, Any] | None = None, patience: Patie
     from fsspec.core import url_to_fs
 
     where = without_secrets(url)
+    if _OF_SSH.search(f"{url!r} {options!r}"):
+        hint = "configure a remote of `type: ssh` with `layout: store`"
+        raise Usage(f"{where}: fsspec would take any host for the one that is meant: it checks no host key", hint)
     try:
         fs, root = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
     except ImportError as exc:

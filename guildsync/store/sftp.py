@@ -27,7 +27,7 @@ CHANNELS = 4
 DELAYS = (0.5, 2.0, 5.0)
 """Seconds before a call that lost its connection is tried anew, give or take a half."""
 LONGEST_PUT = 200.0
-"""Seconds by the clock on the wall from a file's last change to its name: K4 counts from the former (GRACE_AT_LEAST)."""
+"""Seconds on the clock from a file's first bytes to its name: the store says only when it got the bytes (K4)."""
 SSH_PORT = 22
 
 _Answer = TypeVar("_Answer")
@@ -105,8 +105,10 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
                 try:
                     async with self._pool.get() as channel:
                         return await act(channel)
-                except _LOST:
-                    await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+                except (*_LOST, Unreachable):
+                    if not self._pool.was_there:
+                        raise
+                await asyncio.sleep(delay * random.uniform(0.5, 1.5))
             async with self._pool.get() as channel:
                 return await act(channel)
 
@@ -128,12 +130,24 @@ class SftpFileSystem(SSHFileSystem):  # type: ignore[misc]  # sshfs ships no typ
     async def _rm_file(self, path: str, **_: Any) -> None:
         await self._kept(lambda channel: channel.unlink(path))
 
+    async def _cp_file(self, path1: str, path2: str, **_: Any) -> None:
+        await self._pipe_file(path2, await self._cat_file(path1))
+
+    async def _mv(self, lpath: str, rpath: str, **_: Any) -> None:
+        with _errors():
+            async with self._pool.get() as channel:
+                try:
+                    await channel.posix_rename(lpath, rpath)
+                except asyncssh.SFTPOpUnsupported:
+                    await channel.rename(lpath, rpath)
+
     async def _ls(self, path: str, detail: bool = True, **_: Any) -> Any:
         rows = await self._kept(lambda channel: channel.readdir(path or "."))
-        found = []
-        for row in rows:
-            if row.filename not in (".", ".."):
-                found.append({**self._decode_attributes(row.attrs), "name": f"{path.rstrip('/')}/{row.filename}"})
+        found = [
+            {**self._decode_attributes(row.attrs), "name": f"{path.rstrip('/')}/{row.filename}"}
+            for row in rows
+            if row.filename not in (".", "..")
+        ]
         return found if detail else sorted(info["name"] for info in found)
 
     async def _find(self, path: str, maxdepth: int | None = None, withdirs: bool = False, **options: Any) -> Any:
@@ -172,7 +186,7 @@ async def _put(channel: Any, path: str, data: Any) -> None:
     except BaseException as exc:
         with suppress(Exception):
             await asyncio.wait_for(channel.unlink(temporary), KEEPALIVE)
-        if isinstance(exc, asyncssh.SFTPFailure) and await _is_full(channel, folder):
+        if isinstance(exc, asyncssh.SFTPFailure) and await _is_full(channel, folder, len(data)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from exc
         raise
 
@@ -200,10 +214,11 @@ async def _rename(channel: Any, old: str, new: str, data: Any) -> None:
         await channel.unlink(old)
 
 
-async def _is_full(channel: Any, folder: str) -> bool:
-    """OpenSSH calls every trouble `Failure`."""
+async def _is_full(channel: Any, folder: str, wanted: int) -> bool:
+    """Is there no room for so many bytes? OpenSSH calls every trouble `Failure`."""
     try:
-        return (await asyncio.wait_for(channel.statvfs(folder), KEEPALIVE)).bavail == 0
+        room = await asyncio.wait_for(channel.statvfs(folder), KEEPALIVE)
+        return bool(room.bavail * room.frsize < wanted)
     except (asyncssh.Error, OSError, asyncio.TimeoutError):
         return False
 
@@ -229,11 +244,33 @@ def _errors() -> Iterator[None]:
         raise OSError(errno.EIO, f"the server says: {exc.reason or type(exc).__name__}") from exc
 
 
+def _silence(loop: asyncio.AbstractEventLoop) -> None:
+    """asyncssh forgets the requests that were under way when a connection is lost: whoever asked has been told, so
+    that nobody took their exceptions is no news. All else goes where it went."""
+    before = loop.get_exception_handler()
+    if getattr(before, "silent", False):
+        return
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), (asyncssh.Error, ConnectionError)):
+            return
+        if before is None:
+            loop.default_exception_handler(context)
+        else:
+            before(loop, context)
+
+    handle.silent = True  # type: ignore[attr-defined]
+    loop.set_exception_handler(handle)
+
+
 class Connection:
-    """A connection that is made when it is needed, and made anew when it was lost; what SSHFileSystem calls a pool."""
+    """A connection that is made when it is needed, and made anew when it was lost; what SSHFileSystem calls a pool.
+
+    `was_there`: it could be made once, so that trying again may help."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self.was_there = False
         self._live: tuple[AsyncExitStack, SSHClientConnection, SFTPSoftChannelPool] | None = None
         self._opening: asyncio.Task[None] | None = None
 
@@ -241,7 +278,9 @@ class Connection:
     async def get(self) -> AsyncIterator[Any]:
         """A channel, which others may use at the same time. Many who wait for a connection wait for the same one."""
         while self._live is None or self._live[1].is_closed():
-            self._opening = self._opening or asyncio.ensure_future(self._open())
+            if self._opening is None:
+                self._opening = asyncio.ensure_future(self._open())
+                self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.shield(self._opening)
         _, connection, pool = live = self._live
         try:
@@ -267,12 +306,14 @@ class Connection:
             await live[0].aclose()
 
     async def _open(self) -> None:
+        _silence(asyncio.get_running_loop())
         try:
             await self.close()
             stack = AsyncExitStack()
             connection = await _connected(self._door, stack)
-            self._live = stack, connection, SFTPSoftChannelPool(connection, max_channels=CHANNELS,
-                                                                sftp_client_kwargs={"path_errors": "surrogateescape"})
+            options = {"path_errors": "surrogateescape"}
+            pool = SFTPSoftChannelPool(connection, max_channels=CHANNELS, sftp_client_kwargs=options)
+            self._live, self.was_there = (stack, connection, pool), True
         finally:
             self._opening = None
 
@@ -291,6 +332,7 @@ async def _connected(door: Door, stack: AsyncExitStack) -> SSHClientConnection:
                 tunnel=tunnel or (),
                 proxy_command=list(door.proxy_command) or None,
                 known_hosts=lambda *_: known,
+                host_key_alias=door.known_as,
                 username=door.user,
                 client_keys=await _keys(door, agent) or None,
                 preferred_auth="publickey",
@@ -344,7 +386,7 @@ def _why(door: Door, exc: Exception) -> GuildsyncError:
     if isinstance(exc, GuildsyncError):
         return exc
     if isinstance(exc, asyncssh.HostKeyNotVerifiable):
-        place = next((f"{path}:{number}" for path, number, _ in _lines(door)), "known_hosts")
+        place = next((f"{path}:{number}" for path, number, keys in _lines(door) if any(keys[:2])), "known_hosts")
         hint = f"if the host was set up anew, remove {place} after asking whoever runs it; guildsync never goes on"
         return Refused(f"{name} shows another host key than the one in {place}: nothing was sent", hint)
     if isinstance(exc, asyncssh.PermissionDenied):
@@ -366,7 +408,9 @@ def _known(door: Door) -> _Known:
         authorities += entry[1]
         revoked += entry[2]
     if not hosts and not authorities:
-        hint = f"connect once by hand (`sftp {door.name}`), compare the fingerprint, then try again"
+        bare = door.name.removesuffix(f":{door.port}")
+        by_hand = f"sftp {bare}" if bare == door.name else f"sftp -P {door.port} {bare}"
+        hint = f"connect once by hand (`{by_hand}`), compare the fingerprint, then try again"
         raise Refused(f"{door.name} is not a known host: its key is in no known_hosts file", hint)
     return hosts, authorities, revoked
 

@@ -8,19 +8,27 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import stat
 import time
 import uuid
-from contextlib import contextmanager
-from typing import Iterable, Iterator, List, Optional, Tuple
+from contextlib import contextmanager, suppress
+from typing import Callable, Iterable, Iterator, List, Optional, Tuple
 
 from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
 from guildsync.model.manifest import NOTHING, Manifest, canonical, checked_digest, digest_of
 from guildsync.model.ports import Aim, Base
 from guildsync.model.run import Metadata, RunId, checked_run_id, is_run_id
-from guildsync.tree.dirs import open_directory, remove_tree, sync_path, write_durably
+from guildsync.tree.dirs import Descent, open_directory, remove_tree, sync_path, write_durably
+from guildsync.tree.staged import LOG, Staging
 
 FORMAT = 1
+KEPT_NS = 7 * 86_400 * 1_000_000_000
+"""How long an interrupted sync can be gone on with."""
+
 _LOCK_DEADLINE = 60.0
+_OPEN_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_STAGED = re.compile(r"[0-9a-f]{32}")  # what has not got its name in a run yet
 
 
 class Home:
@@ -107,10 +115,8 @@ class Home:
         path = os.path.join(self.state, b"identity")
         made = path + b"." + uuid.uuid4().hex.encode()
         write_durably(made, canonical({"format": FORMAT, "id": uuid.uuid4().hex}))
-        try:
-            os.link(made, path)  # the first of two makers wins
-        except FileExistsError:
-            pass
+        with suppress(FileExistsError):  # the first of two makers wins
+            os.link(made, path)
         os.unlink(made)
         sync_path(self.state)
         found = self._read_identity()
@@ -178,10 +184,10 @@ class Home:
     # -- staging
 
     def sweep(self) -> None:
-        """Remove what dead processes staged."""
-        for top in (self.state, os.path.join(self.runs, b".guildsync")):
+        """Remove what dead processes staged and nobody can go on with."""
+        for top in self._staging_tops():
             try:
-                _sweep(os.path.join(top, b"staging"))
+                _sweep(top)
             except OSError:
                 continue  # nothing was ever staged there, or it is not ours to remove
 
@@ -193,32 +199,31 @@ class Home:
         return path
 
     def staging(self) -> Staging:
-        """A new directory for bytes that nobody sees yet, on the filesystem of the runs. Leftovers of dead
-        processes are removed."""
+        """A new directory for bytes that nobody sees yet, on the filesystem of the runs. It sweeps."""
         self.prepare()
         top = os.path.join(self.beside_runs(), b"staging")
         os.makedirs(top, mode=0o700, exist_ok=True)
         _sweep(top)
-        return Staging(top)
+        path = os.path.join(top, uuid.uuid4().hex.encode())
+        lock = _locked_file(path + b".lock")
+        os.mkdir(path, 0o700)
+        return Staging(path, lock, open_directory(path))
 
+    def left_over(self, useful: Callable[[int], bool]) -> Optional[Staging]:
+        """The newest directory that a dead process left and that is `useful`, which is asked with its descriptor; it is
+        locked now, and no other process gets it. Nothing is made where nothing was left."""
+        for top in self._staging_tops():
+            try:
+                if os.stat(top).st_dev == os.stat(self.runs).st_dev:
+                    found = _adopted(top, useful)
+                    if found is not None:
+                        return found
+            except OSError:
+                continue  # as in sweep
+        return None
 
-class Staging:
-    """A directory that is locked as long as its process lives."""
-
-    def __init__(self, top: bytes) -> None:
-        self.path = os.path.join(top, uuid.uuid4().hex.encode())
-        self._lock = _locked_file(self.path + b".lock")
-        os.mkdir(self.path, 0o700)
-        self.fd = open_directory(self.path)
-
-    def close(self) -> None:
-        if self._lock < 0:
-            return
-        os.close(self.fd)
-        remove_tree(self.path)
-        os.unlink(self.path + b".lock")
-        os.close(self._lock)
-        self._lock = -1
+    def _staging_tops(self) -> List[bytes]:
+        return [os.path.join(top, b"staging") for top in (self.state, os.path.join(self.runs, b".guildsync"))]
 
 
 def _locked_file(path: bytes) -> int:
@@ -235,23 +240,88 @@ def _locked_file(path: bytes) -> int:
 
 
 def _sweep(top: bytes) -> None:
-    for name in os.listdir(top):
-        if not name.endswith((b".lock", b".lock.new")):
-            continue
-        path = os.path.join(top, name)
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            if _try_lock(fd):
-                if name.endswith(b".lock"):
-                    remove_tree(path[: -len(b".lock")])
-                os.unlink(path)
-        except FileNotFoundError:
-            continue
-        finally:
+    with Descent(open_directory(top)) as descent:
+        top_fd = descent.at(b"")
+        for name in map(os.fsencode, os.listdir(top_fd)):
+            with suppress(FileNotFoundError):  # another one removes it
+                if name.endswith(b".lock.new"):
+                    _sweep_one(name, None, top_fd)
+                elif name.endswith(b".lock"):
+                    _sweep_one(name, name[: -len(b".lock")], top_fd)
+
+
+def _sweep_one(name: bytes, staged: Optional[bytes], top_fd: int) -> None:
+    """Where somebody can go on, not even the lock is touched: it would be in the way of who does."""
+    lock = os.open(name, _OPEN_LOCK, dir_fd=top_fd)
+    try:
+        if staged is None:
+            if _try_lock(lock):
+                os.unlink(name, dir_fd=top_fd)
+        elif not _is_left(staged, top_fd, lock) and _try_lock(lock) and not _is_left(staged, top_fd, lock):
+            try:
+                remove_tree(staged, top_fd)
+            except NotADirectoryError:  # nor is it followed
+                os.unlink(staged, dir_fd=top_fd)
+            os.unlink(name, dir_fd=top_fd)
+    finally:
+        os.close(lock)
+
+
+def _adopted(top: bytes, useful: Callable[[int], bool]) -> Optional[Staging]:
+    with Descent(_open_ours(top)) as descent:
+        top_fd = descent.at(b"")
+        found: List[Tuple[int, bytes]] = []
+        for name in map(os.fsencode, filter(is_run_id, os.listdir(top_fd))):
+            with suppress(OSError):  # it has no log, or went away
+                log = os.stat(name + b"/" + LOG, dir_fd=top_fd, follow_symlinks=False)
+                found.append((log.st_mtime_ns, name))
+        for _, name in sorted(found, reverse=True):
+            with suppress(OSError):  # it went away, or is not ours
+                staging = _adopted_one(top, name, top_fd, useful)
+                if staging is not None:
+                    return staging
+    return None
+
+
+def _adopted_one(top: bytes, name: bytes, top_fd: int, useful: Callable[[int], bool]) -> Optional[Staging]:
+    path = os.path.join(top, name)
+    fds = [os.open(name + b".lock", _OPEN_LOCK, dir_fd=top_fd)]
+    try:
+        lock = fds[0]
+        # a lock whose name is gone keeps nobody out
+        locked = _try_lock(lock) and os.path.samestat(os.fstat(lock), os.lstat(path + b".lock"))
+        if locked and _is_left(name, top_fd, lock):
+            fds.append(_open_ours(name, top_fd))
+            if useful(fds[1]):
+                return Staging(path, fds.pop(0), fds.pop())
+        return None
+    finally:
+        for fd in fds:
             os.close(fd)
+
+
+def _is_left(name: bytes, top_fd: int, lock: int) -> bool:
+    """Can somebody go on with it? A log says what lies there, and it is younger than a week by the clock of the
+    filesystem, which the file of the lock is given the time of."""
+    try:
+        with Descent(_open_ours(name, top_fd)) as descent:
+            log = os.stat(LOG, dir_fd=descent.at(b""), follow_symlinks=False)
+            if not stat.S_ISREG(log.st_mode) or not any(map(_STAGED.match, os.listdir(descent.at(b"")))):
+                return False
+            os.utime(lock)
+            return abs(os.fstat(lock).st_mtime_ns - log.st_mtime_ns) < KEPT_NS
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+
+
+def _open_ours(name: bytes, dir_fd: Optional[int] = None) -> int:
+    """A directory that nobody but this user can have written to; raises PermissionError for any other."""
+    fd = open_directory(name, dir_fd)
+    info = os.fstat(fd)
+    if info.st_uid != os.geteuid() or info.st_mode & 0o777 != 0o700:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "not this user's alone", name)
+    return fd
 
 
 def _try_lock(fd: int) -> bool:
@@ -290,10 +360,8 @@ class HomeBases:
     def save(self, run: RunId, base: Base) -> None:
         path = self._path(run)
         self._write(path, base.content, base)
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(path + b".intended")
-        except FileNotFoundError:
-            pass
 
     def _path(self, run: RunId) -> bytes:
         return os.path.join(self._directory, os.fsencode(checked_run_id(run)))

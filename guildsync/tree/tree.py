@@ -42,15 +42,17 @@ from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import Descent, sync_path
 from guildsync.tree.durable import Durability
+from guildsync.tree.folder import HomeFolder
 from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.home import Home, translated
 from guildsync.tree.publish import appear, assemble, cut_short, rewrite
 from guildsync.tree.scan import Scanned, View, open_file, scan
-from guildsync.tree.staged import StagedFiles
+from guildsync.tree.staged import StagedFiles, Staging, logged
 from guildsync.tree.statcache import Known, StatCache
 
 _SYNCERS = 8
 _CHUNK = 64
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LITTLE = 1 << 30
 """Bytes free that are hardly enough."""
 
@@ -60,7 +62,8 @@ R = TypeVar("R")
 
 
 class Tree:
-    """A home as a replica (`model.ports.RawTree`). One instance serves one sync; `close` removes what it staged.
+    """A home as a replica (`model.ports.RawTree`). One instance serves one sync. What it staged and did not publish is
+    left when it is closed, or dies, for the next one of which the same objects are wanted.
     `rehash`: every file is read, whatever the stat cache says of it."""
 
     def __init__(self, home: Home, keep_env: bool = False, cut: Optional[Cut] = None, rehash: bool = False) -> None:
@@ -71,6 +74,8 @@ class Tree:
         self._cache = StatCache(home, self._view.name)
         self._here: Optional[Dict[Digest, Want]] = None
         self._files: Optional[StagedFiles] = None
+        self._resumed = 0
+        self._full = False
 
     @property
     def replica(self) -> str:
@@ -89,8 +94,9 @@ class Tree:
         return ()
 
     def close(self) -> None:
+        """What is staged does not keep a disk full: others have to write there, too."""
         if self._files is not None:
-            self._files.close()
+            self._files.close(keep=not self._full)
             self._files = None
 
     # -- reading
@@ -169,13 +175,17 @@ class Tree:
         finally:
             reader.close()
 
+    @property
+    def folder(self) -> HomeFolder:
+        return HomeFolder(self._home)
+
     def audit(self) -> Iterator[Problem]:
         for run in self._home.inflight_runs():
             yield Problem(run, None, INCOMPLETE, "an earlier sync of this run did not end")
 
     def check(self) -> Iterator[Step]:
         there = self._home.exists()
-        hint = "" if there else "a first pull makes it"
+        hint = "" if there else "what is first delivered there makes it"
         yield Step(
             "reachable",
             True,
@@ -194,26 +204,35 @@ class Tree:
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> Set[Digest]:
+        """Takes over what a sync that was interrupted has staged of them."""
         here = self._elsewhere()
+        if self._files is None:
+            self._files = self._left_over({want.digest for want in wanted})
         files = self._files
+        if files is not None:
+            self._resumed += files.take_over(wanted, here)
         return {w.digest for w in wanted if w.digest not in here and (files is None or w.digest not in files)}
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         try:
             self._staged().add(pieces)
         except OSError as exc:
-            raise translated(self._home.text, exc) from exc
+            raise self._translated(exc) from exc
 
     @property
     def resumed(self) -> int:
-        return 0  # what is staged goes with its process
+        return self._resumed
 
     def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]:
         """New runs appear whole by one rename; existing ones are changed path by path under an inflight marker."""
         try:
             return self._commit(updates)
         except OSError as exc:
-            raise translated(self._home.text, exc) from exc
+            raise self._translated(exc) from exc
+
+    def _translated(self, exc: OSError) -> Exception:
+        self._full = self._full or exc.errno in _FULL
+        return translated(self._home.text, exc)
 
     def _commit(self, updates: Sequence[RawUpdate]) -> List[Problem]:
         files = self._staged()
@@ -234,9 +253,28 @@ class Tree:
 
     def _staged(self) -> StagedFiles:
         if self._files is None:
-            reader = _Reader(self._home, self._view)
-            self._files = StagedFiles(self._home.staging(), reader.read_or_none)
+            self._files = self._staged_in(self._home.staging())
         return self._files
+
+    def _left_over(self, wanted: Set[Digest]) -> Optional[StagedFiles]:
+        """What an interrupted sync staged, if some of that is wanted; None also where it cannot be had."""
+
+        def useful(fd: int) -> bool:
+            return any(row.digest in wanted for row in logged(fd))
+
+        found = self._home.left_over(useful) if wanted else None
+        try:
+            return None if found is None else self._staged_in(found)
+        except OSError:
+            return None
+
+    def _staged_in(self, staging: Staging) -> StagedFiles:
+        reader = _Reader(self._home, self._view)
+        try:
+            return StagedFiles(staging, reader.read_or_none)
+        except BaseException:
+            staging.close(keep=True)
+            raise
 
     def _elsewhere(self) -> Dict[Digest, Want]:
         """Where objects lie in the runs that were scanned; whoever copies them hashes them again."""
@@ -297,7 +335,7 @@ class Tree:
         try:
             return act(files, update, durability)
         except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            if exc.errno in _FULL:
                 raise  # it concerns not this run alone
             return [_failed(update.run, None, exc)]
 

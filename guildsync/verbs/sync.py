@@ -406,13 +406,13 @@ def _gone(run: RunId) -> Problem:
 def _rivalry(run: RunId, rivals: Sequence[Digest]) -> list[Problem]:
     if not rivals:
         return []
-    detail = f"{len(rivals) + 1} versions of it were stored by writers that did not see each other: push with --resolve"
+    detail = f"{len(rivals) + 1} versions of it were stored by writers that did not see each other: sync with --resolve"
     return [Problem(run, None, CONFLICT, detail)]
 
 
 def _conflict(run: RunId, clash: Clash) -> Problem:
-    detail = f"here {_version(clash.want)}, there {_version(clash.have)}: both changed since the last sync"
-    return Problem(run, clash.path, CONFLICT, detail)
+    both = f"at the source {_version(clash.want)}, at the target {_version(clash.have)}"
+    return Problem(run, clash.path, CONFLICT, f"{both}: both changed since the last sync")
 
 
 def _version(entry: Entry | None) -> str:

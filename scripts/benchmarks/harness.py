@@ -14,23 +14,17 @@ from typing import Any
 
 from scripts.benchmarks import work
 from scripts.benchmarks.launch import launch
-from scripts.benchmarks.proxy import Proxy
 from scripts.benchmarks.results import Cell, Sample
 from scripts.benchmarks.rows import Row
-from scripts.benchmarks.tools import WALK, Place, Steps, Tool, manifest_size
-from tests.kit.servers import S3Server
+from scripts.benchmarks.sites import Site
+from scripts.benchmarks.tools import Place, Steps, Tool, manifest_size
+from scripts.benchmarks.trees import LARGE, census, difference
 
 AGE = 61.0
 """Seconds: so old are the files of a workload when they are first sent, as those of finished runs are."""
 
 PAUSE = 2.1
 """Seconds between a change and what is measured: many tools take times for equal only where they are seconds ago."""
-
-LARGE = 1 << 28
-"""Bytes of a pulled home that is removed at once, lest the disk fill."""
-
-_VIEWED = "env"
-"""A file that guildsync redacts on its way out, so that its size may change."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,10 @@ class _Stand:
 
 
 class Bench:
-    """One server, one proxy, one temporary directory."""
+    """One far end, one temporary directory."""
 
-    def __init__(self, server: S3Server, proxy: Proxy, directory: Path, tools: Sequence[Tool], how: Settings) -> None:
-        self._client = server.client()
-        self._proxy = proxy
+    def __init__(self, site: Site, directory: Path, tools: Sequence[Tool], how: Settings) -> None:
+        self._site = site
         self._directory = directory
         self._tools = tools
         self._how = how
@@ -101,7 +94,7 @@ class Bench:
         for tool in tools:
             mine = top / tool.name.replace(" ", "-")
             shutil.copytree(top / "origin", mine / "home")
-            stands.append(_Stand(tool, Place(mine / "home", mine / "state", "", self._proxy.endpoint)))
+            stands.append(_Stand(tool, self._site.place(mine / "home", mine / "state")))
         shutil.rmtree(top / "origin")
         self._sync()
         return stands
@@ -113,15 +106,12 @@ class Bench:
 
     def _tear_down(self, stands: Sequence[_Stand]) -> None:
         for stand in stands:
-            self._drop_bucket(stand)
+            self._site.drop(stand.place)
             shutil.rmtree(stand.place.home.parent)
-
-    def _drop_bucket(self, stand: _Stand) -> None:
-        if stand.place.bucket:
-            self._client.delete_bucket(Bucket=stand.place.bucket)
 
     def _row(self, row: Row, stands: Sequence[_Stand]) -> RowResult:
         result = RowResult(row, {rtt: {} for rtt in self._how.rtts})
+        self._site.renew()
         warm_ups, turns = (0, 1) if row.once else (self._how.warm_ups, self._how.turns)
         for rtt in self._how.rtts:
             cells = result.cells[rtt] = {stand.tool.name: Cell() for stand in stands}
@@ -156,20 +146,16 @@ class Bench:
             stand.tool.configure(stand.place)
         self._sync()
         sample = self._pull(stand, rtt) if row.verb == "pull" else self._sample(stand, row.verb, stand.place, rtt)
+        if row.verb == "push" and stand.tool.plain and not sample.trouble:
+            sample = replace(sample, trouble=difference(stand.place.home, Path(stand.place.far)))
         stand.pushed = stand.pushed or (row.verb == "push" and not sample.trouble)
         if row.allowed is not None and change is not None:
             sample = replace(sample, allowed=row.allowed(change, manifest_size(stand.place.home, change.run)))
         return sample
 
     def _reset(self, stand: _Stand) -> str:
-        """An empty bucket and nothing kept here; answers what went wrong."""
-        self._drop_bucket(stand)
-        bucket = f"bench-{uuid.uuid4().hex[:16]}"
-        self._client.create_bucket(Bucket=bucket)
-        # the server makes room for a bucket when the first object comes; nobody is to wait for that
-        self._client.put_object(Bucket=bucket, Key="probe", Body=b"x")
-        self._client.delete_object(Bucket=bucket, Key="probe")
-        stand.place = replace(stand.place, bucket=bucket)
+        """An empty far end and nothing kept here; answers what went wrong."""
+        stand.place = self._site.fresh(stand.place)
         stand.pushed = False
         stand.tool.forget(stand.place)
         stand.tool.configure(stand.place)
@@ -187,29 +173,22 @@ class Bench:
         place.make()
         stand.tool.configure(place, stand.place)
         sample = self._sample(stand, "pull", place, rtt)
-        if not sample.trouble and _census(place.home) != _census(stand.place.home):
-            sample = replace(sample, trouble="not everything was delivered")
-        if _census(place.home)[1] > LARGE:
+        if not sample.trouble and not stand.tool.bound:
+            sample = replace(sample, trouble=difference(stand.place.home, place.home))
+        if census(place.home)[1] > LARGE:
             shutil.rmtree(top)  # the many small files of others stay: ext4 is slow to make files where some just went
         return sample
 
     def _sample(self, stand: _Stand, verb: str, place: Place, rtt: float) -> Sample:
         steps: Steps = getattr(stand.tool, verb)(place)
-        self._proxy.delay(rtt)
-        self._proxy.take()
+        self._site.ready()
+        self._site.delay(rtt)
+        self._site.take()
         cost = self._launched(stand.tool, steps, place)
         time.sleep(0.02 + rtt / 1000)  # what is under way belongs to this run
-        passed = self._proxy.take()
-        self._proxy.delay(0)
-        return Sample(
-            **cost,
-            requests=passed["requests"],
-            sent=passed["sent"],
-            received=passed["received"],
-            connections=passed["connections"],
-            proxy_cpu=passed["cpu"],
-            trouble=self._words(cost["code"]),
-        )
+        passed = self._site.take()
+        self._site.delay(0)
+        return Sample(**cost, **passed, trouble=self._words(cost["code"]))
 
     def _verified(self, stands: Sequence[_Stand]) -> str:
         for stand in stands:
@@ -237,17 +216,12 @@ def _plays(row: Row, tool: Tool) -> bool:
     """Whether the row is for the tool, and the tool can do what it asks."""
     if row.tools is not None:
         return tool.name in row.tools
+    if tool.bound:
+        return tool.name in row.also
+    if tool.whole and row.verb == "push" and not row.fresh:
+        return False
     nowhere = Place(Path(), Path(), "", "")
-    return tool.name != WALK.name and bool(getattr(tool, row.verb)(nowhere))
-
-
-def _census(home: Path) -> tuple[int, int]:
-    """Count and bytes of the files below `runs`."""
-    files = size = 0
-    for top, _, names in os.walk(home / "runs"):
-        files += len(names)
-        size += sum(Path(top, name).lstat().st_size for name in names if name != _VIEWED)
-    return files, size
+    return bool(getattr(tool, row.verb)(nowhere))
 
 
 def _failure(trouble: str) -> Sample:

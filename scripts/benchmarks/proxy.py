@@ -1,4 +1,4 @@
-"""A TCP proxy before an HTTP server, in a process of its own: counts requests and bytes, and delays both ways.
+"""A TCP proxy before a server, in a process of its own: counts bytes and HTTP requests, and delays both ways.
 
 The handshake is modelled (a client's first bytes arrive after three delays); slow start, loss and limits of bandwidth
 are not. Commands come on standard input, one a line: `delay SECONDS` holds for what comes then, `take` answers the
@@ -29,7 +29,8 @@ class Proxy:
 
     def __init__(self, child: subprocess.Popen[str]) -> None:
         self._child = child
-        self.endpoint = f"http://127.0.0.1:{self._answer()['port']}"
+        self.port: int = self._answer()["port"]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def delay(self, rtt_ms: float) -> None:
         self._say(f"delay {rtt_ms / 2000}")
@@ -56,7 +57,7 @@ class Proxy:
 
 @contextmanager
 def proxied(server: str) -> Iterator[Proxy]:
-    """A proxy on 127.0.0.1 before an `http://host:port`."""
+    """A proxy on 127.0.0.1 before an `http://host:port`, or a `tcp://host:port` in which there are no requests."""
     argv = [sys.executable, "-I", __file__, server]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -109,6 +110,13 @@ class Requests:
                 self._skip = int(value)
             elif name.lower() == b"transfer-encoding":
                 self._chunked = b"chunked" in value.lower()
+
+
+class _Unread:
+    """Takes bytes that are not HTTP."""
+
+    def feed(self, data: bytes) -> None:
+        pass
 
 
 class _Counts:
@@ -196,7 +204,7 @@ class _Flow:
 class _End(asyncio.Protocol):
     """One socket of a connection: what it reads goes into `out`, what it writes comes from `back`."""
 
-    def __init__(self, counts: _Counts, out: _Flow, back: _Flow, requests: Requests | None = None) -> None:
+    def __init__(self, counts: _Counts, out: _Flow, back: _Flow, requests: Requests | _Unread | None = None) -> None:
         self._counts = counts
         self._out = out
         self._back = back
@@ -230,7 +238,7 @@ class _End(asyncio.Protocol):
         self._back.hold("sink", False)
 
 
-async def _serve(host: str, port: int) -> None:
+async def _serve(host: str, port: int, http: bool) -> None:
     loop = asyncio.get_running_loop()
     counts = _Counts()
     connecting: set[asyncio.Task[None]] = set()
@@ -249,7 +257,7 @@ async def _serve(host: str, port: int) -> None:
         task = loop.create_task(connect(up, down, wait))
         connecting.add(task)
         task.add_done_callback(connecting.discard)
-        return _End(counts, up, down, Requests(counts.requests))
+        return _End(counts, up, down, Requests(counts.requests) if http else _Unread())
 
     listener = await loop.create_server(accepted, "127.0.0.1", 0, backlog=1024)
     print(json.dumps({"port": listener.sockets[0].getsockname()[1]}), flush=True)
@@ -265,4 +273,4 @@ async def _serve(host: str, port: int) -> None:
 
 if __name__ == "__main__":
     parts = urlsplit(sys.argv[1])
-    asyncio.run(_serve(parts.hostname or "", parts.port or 80))
+    asyncio.run(_serve(parts.hostname or "", parts.port or 80, parts.scheme == "http"))

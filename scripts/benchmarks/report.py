@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,9 +12,17 @@ from typing import Any
 
 from scripts.benchmarks.goals import US, Verdict, judge
 from scripts.benchmarks.harness import RowResult, Settings
-from scripts.benchmarks.results import Cell, Sample, sound
+from scripts.benchmarks.kinds import Column, Kind
+from scripts.benchmarks.results import Cell, sound
 
-_HEAD = ("tool", "RTT ms", "seconds (min-max)", "CPU s", "peak MB", "requests", "MB sent", "MB received")
+_BEFORE: tuple[Column, ...] = (
+    ("CPU s", lambda sample: sample.cpu),
+    ("peak MB", lambda sample: sample.peak / 1e6),
+)
+_AFTER: tuple[Column, ...] = (
+    ("MB sent", lambda sample: sample.sent / 1e6),
+    ("MB received", lambda sample: sample.received / 1e6),
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,11 @@ def document(about: About, how: Settings, results: Sequence[RowResult]) -> dict[
     return {"about": asdict(about), "settings": asdict(how), "rows": rows}
 
 
-def markdown(about: About, how: Settings, results: Sequence[RowResult]) -> str:
+def markdown(kind: Kind, about: About, how: Settings, results: Sequence[RowResult]) -> str:
     ordered = _ordered(results)
-    parts = [_title(about, how), _summary(ordered), *(_section(result) for result in ordered)]
+    columns = (*_BEFORE, *kind.columns, *_AFTER)
+    shared = [_sharing(ordered)] if kind.shared else []
+    parts = [_title(kind, about, how), _summary(ordered), *shared, *(_section(result, columns) for result in ordered)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,18 +80,14 @@ def _ordered(results: Sequence[RowResult]) -> list[RowResult]:
     return sorted(results, key=lambda result: int(result.row.number[1:]))
 
 
-def _title(about: About, how: Settings) -> str:
+def _title(kind: Kind, about: About, how: Settings) -> str:
     turns = f"{how.turns} turn{'s' * (how.turns > 1)} after {how.warm_ups or 'no'} warm-up"
     lines = [
-        "# guildsync beside its peers: S3",
+        f"# guildsync beside its peers: {kind.title}",
         "",
         f"{about.date} · {about.machine} · `{about.command}`",
         "",
-        f"All tools move the same runs to and from the same SeaweedFS on this machine, in turns (A B A B …), medians "
-        f"of {turns}. A time is that of the whole process, start-up included; CPU is that of the process and its "
-        "children, peak that of the largest of them. A proxy between tool and server counts requests and bytes, and "
-        "adds half of the round-trip time (RTT) each way. Every first push goes to an empty bucket without caches on "
-        "this side; every pull is checked for completeness. A tool that fails has no time.",
+        kind.about.format(turns=turns),
     ]
     if how.hurry:
         lines += [
@@ -99,7 +105,7 @@ def _summary(results: Sequence[RowResult]) -> str:
     for result in results:
         for rtt, cells in result.cells.items():
             good = sound(cells)
-            peers = sorted((cell.seconds, name) for name, cell in good.items() if name != US)
+            peers = sorted((cell.seconds, name) for name, cell in good.items() if name not in {US, *result.row.also})
             ours = good.get(US)
             best = f"{peers[0][1]} {_number(peers[0][0])} s" if peers else "-"
             ratio = f"{ours.seconds / peers[0][0]:.2f}" if ours and peers else "-"
@@ -110,10 +116,25 @@ def _summary(results: Sequence[RowResult]) -> str:
     return "\n".join(lines)
 
 
-def _section(result: RowResult) -> str:
-    lines = [f"## {result.row.name}", "", result.row.text, "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+def _sharing(results: Sequence[RowResult]) -> str:
+    """Which tools opened connections of their own, though one was live."""
+    rows: dict[str, dict[str, None]] = {}
+    for result in results:
+        for cells in result.cells.values():
+            for name, cell in sound(cells).items():
+                if any(sample.connections for sample in cell.counted):
+                    rows.setdefault(name, {})[result.row.name] = None
+    if not rows:
+        return "Every tool used the live connection, in all rows."
+    lines = [f"- {name}: {', '.join(names)}" for name, names in rows.items()]
+    return "\n".join(("These opened connections of their own beside the live one:", "", *lines))
+
+
+def _section(result: RowResult, columns: Sequence[Column]) -> str:
+    heads = ("tool", "RTT ms", "seconds (min-max)", *(head for head, _ in columns))
+    lines = [f"## {result.row.name}", "", result.row.text, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for rtt, cells in result.cells.items():
-        lines += [f"| {name} | {rtt:g} | {_values(cell)} |" for name, cell in cells.items()]
+        lines += [f"| {name} | {rtt:g} | {_values(cell, columns)} |" for name, cell in cells.items()]
     verdicts = [
         f"- {rtt:g} ms: {_judged(verdict)}"
         for rtt, cells in result.cells.items()
@@ -127,20 +148,12 @@ def _section(result: RowResult) -> str:
     return "\n".join(lines)
 
 
-def _values(cell: Cell) -> str:
+def _values(cell: Cell, columns: Sequence[Column]) -> str:
     if cell.trouble:
-        return f"failed ({cell.trouble.replace('|', '/')})" + " | -" * (len(_HEAD) - 3)
+        return f"failed ({cell.trouble.replace('|', '/')})" + " | -" * len(columns)
     times = [sample.seconds for sample in cell.counted]
     spread = f"{_number(cell.seconds)} ({_number(min(times))}-{_number(max(times))})"
-    values: tuple[Callable[[Sample], float], ...] = (
-        lambda sample: sample.cpu,
-        lambda sample: sample.peak / 1e6,
-        lambda sample: sample.request_count,
-        lambda sample: sample.sent / 1e6,
-        lambda sample: sample.received / 1e6,
-    )
-    cpu, peak, requests, sent, received = (cell.median(value) for value in values)
-    return f"{spread} | {_number(cpu)} | {peak:.0f} | {requests:.0f} | {_number(sent)} | {_number(received)}"
+    return " | ".join((spread, *(_number(cell.median(value)) for _, value in columns)))
 
 
 def _judged(verdict: Verdict) -> str:
@@ -150,8 +163,14 @@ def _judged(verdict: Verdict) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits or so."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+    """Three digits or so; all of a whole number."""
+    return (
+        f"{value:.0f}"
+        if value >= 100 or float(value).is_integer()
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.3g}"
+    )
 
 
 def _processor() -> str:

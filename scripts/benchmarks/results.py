@@ -20,6 +20,8 @@ class Sample:
     received: int
     connections: int
     proxy_cpu: float
+    link_cpu: float = 0.0
+    """Of the process that holds the connection all tools share."""
     allowed: float | None = None
     warm_up: bool = False
     trouble: str = ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scripts.benchmarks import work
 from scripts.benchmarks.goals import ONE_PER_FILE, OTHERS, US, Goal, faster, memory, requests, sent_share
-from scripts.benchmarks.tools import WALK
+from scripts.benchmarks.tools import Walk
 from scripts.benchmarks.work import Change, Sizes
 
 SLACK = 16 << 10
@@ -19,7 +19,8 @@ SLACK = 16 << 10
 class Row:
     """`fresh`: every turn begins with an empty bucket and no caches; else everything was pushed before. `change`: made
     to the home before every turn. `cold`: what the tool keeps here is removed before. `allowed`: bytes a push may send,
-    of the change and its manifest. `tools`: only these, `once`: one turn without a warm-up."""
+    of the change and its manifest. `tools`: only these, `also`: these measures too, which are no peers; `once`: one
+    turn without a warm-up."""
 
     name: str
     text: str
@@ -31,6 +32,7 @@ class Row:
     allowed: Callable[[Change, int], float] | None = None
     goals: tuple[Goal, ...] = ()
     tools: tuple[str, ...] | None = None
+    also: tuple[str, ...] = ()
     once: bool = False
 
     @property
@@ -149,22 +151,22 @@ ROWS = (
         "W11 no-op",
         "W11 pushed again; nothing has changed. The peer is a bare walk with one lstat a file, in Python.",
         "W11",
-        goals=(faster(1.3, (WALK.name,)), memory(400)),
-        tools=(US, WALK.name),
+        goals=(faster(1.3, (Walk.name,)), memory(400)),
+        tools=(US, Walk.name),
     ),
     Row("W11 list", "List of the {runs:,} remote runs.", "W11", verb="list", tools=(US,)),
 )
 
 
-def chosen(words: str, sizes: Sizes) -> list[Row]:
-    """The rows of a list like `W1,W4`, or all; ValueError names what there is not."""
+def chosen(rows: Sequence[Row], words: str, sizes: Sizes) -> list[Row]:
+    """Those of a list like `W1,W4`, or all; ValueError names what there is not."""
     wanted = {word.strip().upper() for word in words.split(",") if word.strip()}
-    unknown = wanted - {row.number for row in ROWS}
+    unknown = wanted - set(numbers(rows))
     if unknown:
-        raise ValueError(f"no row {', '.join(sorted(unknown))}: there are {', '.join(numbers())}")
+        raise ValueError(f"no row {', '.join(sorted(unknown))}: there are {', '.join(numbers(rows))}")
     scale = {"runs": sizes.w11_runs, "files": sizes.w11_runs * work.W11_FILES}
-    return [replace(row, text=row.text.format(**scale)) for row in ROWS if not wanted or row.number in wanted]
+    return [replace(row, text=row.text.format(**scale)) for row in rows if not wanted or row.number in wanted]
 
 
-def numbers() -> list[str]:
-    return sorted({row.number for row in ROWS}, key=lambda name: int(name[1:]))
+def numbers(rows: Sequence[Row]) -> list[str]:
+    return sorted({row.number for row in rows}, key=lambda name: int(name[1:]))

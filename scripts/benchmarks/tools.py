@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
-
-from tests.kit.servers import ACCESS_KEY, REGION, SECRET_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 Steps = Sequence[Sequence[str]]
@@ -19,13 +17,15 @@ Steps = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tool works: `home/runs` holds the runs, `state` what the tool keeps for itself, `bucket` the rest.
-    Commands are carried out in `home`."""
+    """Where a tool works: `home/runs` holds the runs, `state` what the tool keeps for itself, `far` is the bucket, or
+    the directory at the far end. `endpoint`: the URL of the server, or the configuration of ssh. `variables`: what the
+    environment holds beside. Commands are carried out in `home`."""
 
     home: Path
     state: Path
-    bucket: str
+    far: str
     endpoint: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def make(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -33,18 +33,14 @@ class Place:
             (self.state / name).mkdir(parents=True, exist_ok=True)
 
     def environment(self) -> dict[str, str]:
-        """Credentials, PATH, and nothing of the user's."""
+        """PATH, `variables`, and nothing of the user's."""
         return {
             "PATH": os.environ.get("PATH", ""),
             "LC_ALL": "C.UTF-8",
             "HOME": str(self.state / "user"),
             "XDG_CACHE_HOME": str(self.state / "cache"),
             "TMPDIR": str(self.state / "tmp"),
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": REGION,
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_EC2_METADATA_DISABLED": "true",
+            **self.variables,
         }
 
 
@@ -60,6 +56,16 @@ class Tool:
     version: ClassVar[Sequence[str]] = ("--version",)
     own: ClassVar[Sequence[str]] = ()
     """What it keeps in a home beside `runs`."""
+    needs: ClassVar[Sequence[str]] = ()
+    """Programs without which it does nothing, else `name`; the first is `program` where it has no venv of its own."""
+    option: ClassVar[str] = ""
+    """What `program --help` must name."""
+    whole: ClassVar[bool] = False
+    """It sends everything anew, whatever is there: nothing for rows that push again."""
+    plain: ClassVar[bool] = False
+    """What it pushed lies in `far/runs` as it does here."""
+    bound: ClassVar[bool] = False
+    """No tool but a measure, for the rows that name it; what it leaves is not looked at."""
 
     def environment(self, place: Place) -> dict[str, str]:
         return place.environment()
@@ -74,7 +80,7 @@ class Tool:
         """Writes what a person would have written; `origin` is the place that pushed to the bucket before."""
 
     def create(self, place: Place) -> Steps:  # noqa: ARG002 (most need nothing)
-        """What an empty bucket needs once."""
+        """What an empty bucket or directory needs once."""
         return ()
 
     def push(self, place: Place) -> Steps:
@@ -101,7 +107,11 @@ class Guildsync(Tool):
         return {**place.environment(), "PYTHONPATH": str(ROOT)}
 
     def configure(self, place: Place, origin: Place | None = None) -> None:  # noqa: ARG002
-        keys = {"type": "s3", "bucket": place.bucket, "root": "store", "endpoint-url": place.endpoint}
+        keys = {"type": "s3", "bucket": place.far, "root": "store", "endpoint-url": place.endpoint}
+        self.write(place, keys)
+
+    def write(self, place: Place, keys: Mapping[str, str]) -> None:
+        """The configuration, of one remote."""
         lines = ("remotes:", "  bench:", *(f"    {key}: {value}" for key, value in keys.items()))
         (place.state / "config.yml").write_text("\n".join(lines) + "\n")
 
@@ -136,7 +146,7 @@ class Restic(Tool):
 
     def environment(self, place: Place) -> dict[str, str]:
         mine = {"RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": str(place.state / "cache")}
-        return {**place.environment(), **mine, "RESTIC_REPOSITORY": f"s3:{place.endpoint}/{place.bucket}/restic"}
+        return {**place.environment(), **mine, "RESTIC_REPOSITORY": f"s3:{place.endpoint}/{place.far}/restic"}
 
     def create(self, place: Place) -> Steps:  # noqa: ARG002
         return (self._do("init", "--repository-version", "2"),)
@@ -169,13 +179,13 @@ class Rclone(Tool):
         return {**place.environment(), **mine, "RCLONE_CONFIG": os.devnull}
 
     def push(self, place: Place) -> Steps:
-        return ((self.program, "copy", "runs", f"bench:{place.bucket}/runs", *self._SYNC),)
+        return ((self.program, "copy", "runs", f"bench:{place.far}/runs", *self._SYNC),)
 
     def pull(self, place: Place) -> Steps:
-        return ((self.program, "copy", f"bench:{place.bucket}/runs", "runs", *self._SYNC),)
+        return ((self.program, "copy", f"bench:{place.far}/runs", "runs", *self._SYNC),)
 
     def list(self, place: Place) -> Steps:
-        return ((self.program, "lsf", f"bench:{place.bucket}/runs"),)
+        return ((self.program, "lsf", f"bench:{place.far}/runs"),)
 
 
 class S5cmd(Tool):
@@ -186,13 +196,13 @@ class S5cmd(Tool):
     version = ("version",)
 
     def push(self, place: Place) -> Steps:
-        return (self._do(place, "sync", "runs/", f"s3://{place.bucket}/runs/"),)
+        return (self._do(place, "sync", "runs/", f"s3://{place.far}/runs/"),)
 
     def pull(self, place: Place) -> Steps:
-        return (self._do(place, "sync", f"s3://{place.bucket}/runs/*", "runs/"),)
+        return (self._do(place, "sync", f"s3://{place.far}/runs/*", "runs/"),)
 
     def list(self, place: Place) -> Steps:
-        return (self._do(place, "ls", f"s3://{place.bucket}/runs/"),)
+        return (self._do(place, "ls", f"s3://{place.far}/runs/"),)
 
     def _do(self, place: Place, *words: str) -> Sequence[str]:
         return (self.program, "--log", "error", "--endpoint-url", place.endpoint, *words)
@@ -211,13 +221,13 @@ class Aws(Tool):
         (place.state / "aws").write_text("[default]\ns3 =\n  max_concurrent_requests = 32\n")
 
     def push(self, place: Place) -> Steps:
-        return (self._do(place, "sync", "runs", f"s3://{place.bucket}/runs", "--only-show-errors"),)
+        return (self._do(place, "sync", "runs", f"s3://{place.far}/runs", "--only-show-errors"),)
 
     def pull(self, place: Place) -> Steps:
-        return (self._do(place, "sync", f"s3://{place.bucket}/runs", "runs", "--only-show-errors"),)
+        return (self._do(place, "sync", f"s3://{place.far}/runs", "runs", "--only-show-errors"),)
 
     def list(self, place: Place) -> Steps:
-        return (self._do(place, "ls", f"s3://{place.bucket}/runs/"),)
+        return (self._do(place, "ls", f"s3://{place.far}/runs/"),)
 
     def _do(self, place: Place, *words: str) -> Sequence[str]:
         return (self.program, "--endpoint-url", place.endpoint, "s3", *words)
@@ -238,7 +248,7 @@ class Dvc(Tool):
         (place.home / ".dvc").mkdir(exist_ok=True)
         (place.home / "runs.dvc").unlink(missing_ok=True)
         core = ("[core]", "no_scm = True", "remote = bench", "analytics = False")
-        remote = ("['remote \"bench\"']", f"url = s3://{place.bucket}/dvc", f"endpointurl = {place.endpoint}")
+        remote = ("['remote \"bench\"']", f"url = s3://{place.far}/dvc", f"endpointurl = {place.endpoint}")
         (place.home / ".dvc" / "config").write_text("\n".join((*core, *remote)) + "\n")
         if origin is not None:
             shutil.copy(origin.home / "runs.dvc", place.home)
@@ -265,10 +275,11 @@ class Walk(Tool):
     """No tool: a bare lstat of every file, the least that a scan can cost."""
 
     name = "lstat walk"
+    needs = (sys.executable,)
+    bound = True
 
     def push(self, place: Place) -> Steps:  # noqa: ARG002
         return ((self.program, "-I", "-S", "-c", _WALK),)
 
 
 PEERS: dict[str, type[Tool]] = {kind.name: kind for kind in (Guildsync, Restic, Rclone, S5cmd, Aws, Dvc)}
-WALK = Walk(sys.executable)

@@ -52,7 +52,7 @@ def spawned():
     with subprocess.Popen([OLD_PYTHON, program], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         with FarTree(process.stdout, process.stdin, process) as client:
             yield client
-        assert process.returncode == 0
+        assert process.wait(30) == 0
 
 
 @pytest.fixture(params=["thread", "python3.8"])
@@ -106,6 +106,21 @@ def test_many_wants_are_many_frames_and_one_round_trip():
         assert sum(isinstance(found, Lost) for found in far.fetch(wants)) == 100_000
         assert far.round_trips == 2
         assert far._channel.frames_out >= 200
+
+
+def test_what_a_far_tree_took_over_is_told():
+    class Resuming(MemoryTree):
+        def missing(self, wanted):
+            self.resumed += 5
+            return {want.digest for want in wanted[1:]}
+
+    tree = Resuming()
+    with served(tree) as far:
+        assert WANTS[0].size == 5
+        for count in (1, 2):
+            assert far.missing(WANTS[:2]) == {WANTS[1].digest}
+            assert far.resumed == 5 * count
+            assert far.round_trips == count
 
 
 # -- errors of the tree
@@ -331,6 +346,13 @@ def lies():
         yield "fetch", good + bad + END
     yield "missing", item([digest_of(b"other")]) + END
     yield "missing", item(["../x"]) + END
+    asked = [want.digest for want in WANTS[:2]]
+    total = sum(want.size for want in WANTS[:2])
+    for bad in (
+        [-1], [total + 1], [True], [1.0], [0, 0], [1, asked[0]], [asked[0], asked[0]], [asked[0], asked[1], 1],
+        [str(total)], [asked[0], WANTS[1].size + 1],
+    ):  # fmt: skip
+        yield "missing", item(bad) + END
     yield "commit", item([[OTHER, None, "missing", ""]]) + END
     yield "stage", item([1]) + END
     yield "ping", item([1]) + END

@@ -22,6 +22,9 @@ from tests.kit.trees import put, run_ids, write_run
 COMMANDS = (
     ["push"],
     ["pull"],
+    ["copy"],
+    ["remote"],
+    ["remote", "status"],
     ["runs"],
     ["runs", "list"],
     ["runs", "info"],

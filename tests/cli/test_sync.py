@@ -104,8 +104,8 @@ def conflict(cli: Cli, home: Path, store: str, tmp_path: Path) -> str:
 def test_a_conflict_is_listed_with_both_versions_and_the_way_out(cli: Cli, store: str, conflict: str) -> None:
     said = cli("push", store)
     assert said.code == 6
-    assert f"conflict: run {conflict[:8]}: train.py: here 6 bytes" in said.err
-    assert "there 4 bytes" in said.err
+    assert f"conflict: run {conflict[:8]}: train.py: at the source 6 bytes" in said.err
+    assert "at the target 4 bytes" in said.err
     assert "--resolve source" in said.err
     assert said.last == f"Nothing was pushed to {store}: 1 run is in conflict, 2 runs are already on {store}"
     (row,) = cli("push", store, "--json").json["problems"]
@@ -178,7 +178,7 @@ def test_resolve_replaces_nothing_that_is_left_out(cli: Cli, home: Path, store: 
     for resolve in ((), ("--resolve", "source")):
         said = cli("push", store, "--include", "*.pt", *resolve)
         assert said.code == 6
-        assert f"conflict: run {run[:8]}: notes: here a directory" in said.err
+        assert f"conflict: run {run[:8]}: notes: at the source a directory" in said.err
     assert "say --resolve without them" in said.err
     assert cli("push", store, "--resolve", "source").code == 0
 

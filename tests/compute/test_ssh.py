@@ -21,8 +21,9 @@ from tests.kit.wire import wire
 pytestmark = pytest.mark.servers
 
 PAYLOADS = (
-    "$(touch {0})", "`touch {0}`", "; touch {0}", "| touch {0}", "& touch {0} &", "' ; touch {0} ; '", '" ; touch {0} ; "',
-    "\\' ; touch {0} ; #", "> {0}", "$IFS", "~", "*", "{{a,b}}", "!!", "%h", "\\", "a b", "\t", "é", "-oProxyCommand=touch {0}",
+    "$(touch {0})", "`touch {0}`", "; touch {0}", "| touch {0}", "& touch {0} &", "' ; touch {0} ; '", "> {0}", "$IFS",
+    '" ; touch {0} ; "', "\\' ; touch {0} ; #", "-oProxyCommand=touch {0}", "~", "*", "{{a,b}}", "!!", "%h", "\\",
+    "a b", "\t", "é",
 )  # fmt: skip
 
 

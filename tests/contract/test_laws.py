@@ -571,8 +571,8 @@ def test_a_push_to_a_far_tree(far_site: Site, source: Path) -> None:
             assert far_site.far.bytes_in < 10_000
         with far_site.opened() as there:
             assert _sync(here, there, source) == 0
-            # its id; runs, manifests (left out as known); nothing is asked or sent when nothing is to be done
-            assert far_site.far.round_trips == 3
+            # its id comes with hello; runs, manifests (left out as known); nothing is asked when nothing is to be done
+            assert far_site.far.round_trips == 2
             assert far_site.far.bytes_out < 20 * 300
             assert far_site.far.bytes_in < 20 * 2000
 
@@ -692,10 +692,21 @@ def test_counts_count(store_site: Site) -> None:
     assert (counts.bytes_in, counts.bytes_out) == (7, 5)
 
 
-def test_a_tree_closed_leaves_no_staging(tmp_path: Path) -> None:
+def test_a_tree_closed_leaves_what_it_staged_until_it_is_in_its_run(tmp_path: Path) -> None:
+    size = sum(map(len, ONE.objects.values()))
     for kind in TREES:
         site = Site(kind, tmp_path / kind)
         with site.opened() as replica:
+            assert replica.missing(ONE.wants(RUN)) == ONE.objects.keys()
+            assert replica.resumed == 0
             stage(replica, ONE)
-        assert list((tmp_path / kind / ".guildsync" / "staging").iterdir()) == []
+        assert len(list((tmp_path / kind / ".guildsync" / "staging").iterdir())) == 2
         assert Tree(Home(str(site.home))).is_there
+        with site.opened() as replica:
+            assert list(replica.manifests({})) == list(replica.runs()) == []
+            assert replica.missing(ONE.wants(RUN)) == set()
+            assert replica.missing(ONE.wants(RUN)) == set()
+            assert replica.resumed == size
+            assert replica.commit([update_to(ONE)]) == []
+        assert list((tmp_path / kind / ".guildsync" / "staging").iterdir()) == []
+        assert_holds(site, ONE)

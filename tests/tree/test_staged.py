@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import stat
@@ -198,11 +199,64 @@ def test_paths_of_any_length_have_a_name(files):
     assert built(files, content, path) == b"deep"
 
 
-def test_closing_removes_everything(tmp_path):
+def left(tmp_path: Path) -> list[str]:
+    return os.listdir(tmp_path / ".guildsync" / "staging")
+
+
+def test_closing_removes_what_nobody_can_go_on_with(tmp_path):
+    StagedFiles(Home(str(tmp_path)).staging(), lambda want: None).close()
+    assert left(tmp_path) == []
+    files = StagedFiles(Home(str(tmp_path)).staging(), lambda want: None)
+    content = stage(files, {b"f": b"x", b"empty": b""})
+    for path in (b"f", b"empty"):
+        built(files, content, path)
+        os.unlink(name_of(RUN, path), dir_fd=files.fd)
+        files.forget(RUN, path)
+    files.close()
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_closing_leaves_what_is_in_no_run_unless_it_is_not_to_be_kept(tmp_path, keep):
     files = StagedFiles(Home(str(tmp_path)).staging(), lambda want: None)
     stage(files, {b"f": b"x"})
+    files.close(keep)
+    files.close(keep)
+    assert len(left(tmp_path)) == (2 if keep else 0)
+
+
+def test_another_version_that_lies_beside_a_file_goes_with_it(tmp_path):
+    files = StagedFiles(Home(str(tmp_path)).staging(), lambda want: None)
+    stage(files, {b"f": noise(1, 2 * MIB)})
+    content = stage(files, {b"f": noise(2, 2 * MIB)})
+    built(files, content)
+    assert any(b"-" in os.fsencode(name) for name in os.listdir(files.fd))
+    os.unlink(name_of(RUN, b"f"), dir_fd=files.fd)
+    files.forget(RUN, b"f")
     files.close()
-    assert list((tmp_path / ".guildsync" / "staging").iterdir()) == []
+    assert left(tmp_path) == []
+
+
+def test_what_another_version_was_written_over_is_wanted_again(files):
+    """Parts of two versions need not have the same borders."""
+    one = Content({b"f": noise(1, 3 * MIB)})
+    (_, second, _) = one.wants(RUN)
+    files.add(one.pieces([second]))
+    other = noise(2, MIB)
+    files.add([Piece(Want(digest_of(other), MIB, RUN, b"f", MIB // 2), other)])
+    assert second.digest in files
+    problem = files.build(OTHER, one.manifest.by_path[b"f"], {})
+    assert problem is not None
+    assert files.build(OTHER, Content({b"f": one.objects[second.digest]}).manifest.by_path[b"f"], {}) is not None
+    assert second.digest not in files
+
+
+def test_what_does_not_add_up_is_wanted_again(files):
+    content = stage(files, {b"f": noise(1, MIB + 1)})
+    lie = Content({b"f": noise(2, MIB + 1)}).manifest.by_path[b"f"]
+    assert files.build(RUN, dataclasses.replace(content.manifest.by_path[b"f"], digest=lie.digest), {}) is not None
+    assert not any(want.digest in files for want in content.wants(RUN))
+    assert built(files, stage(files, {b"f": noise(1, MIB + 1)})) == noise(1, MIB + 1)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user to be refused like one")
