@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from guildsync.agent.frames import VERSION, Channel, Header, Incoming, Item, error_header, send_item
 from guildsync.agent.values import (
@@ -196,8 +196,16 @@ def _missing(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[
 
 
 def _stage(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
-    tree.stage(verified(want_of(label_of(item)), item[1]) for item in items)
+    tree.stage(_received(want_of(label_of(item)), item[1]) for item in items)
     return ()
+
+
+def _received(want: Want, data: Optional[bytes]) -> Piece:
+    """What stands behind the first part of a file is of a file with several, which is hashed as a whole before it gets
+    its name: one hash is proof enough."""
+    if want.offset and data is not None and len(data) == want.size:
+        return Piece(want, data)
+    return verified(want, data)
 
 
 def _commit(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:

@@ -168,7 +168,8 @@ class StagedFiles:
             if self._written.get(name, {}).get(want.offset, want.digest) != want.digest:
                 name += b"-" + want.digest[:16].encode()  # an earlier version's object stands there
             self._put(name, want, data)
-            self._recent.keep(want.digest, data)
+            if not want.offset:  # what stands behind may not be verified yet
+                self._recent.keep(want.digest, data)
 
     def build(self, run: str, entry: Entry, elsewhere: Mapping[Digest, Want]) -> Optional[Problem]:
         """Complete the staged file of `entry`: what was not staged for it is copied from where it lies in this home
@@ -188,7 +189,7 @@ class StagedFiles:
         os.ftruncate(fd, entry.size)
         for offset in [offset for offset in written if offset >= entry.size]:
             self._drop(name, written.pop(offset))
-        if entry.size > PART_SIZE and self._in_order(name).digest(fd, entry.size) != entry.digest:
+        if self._in_order(name).digest(fd, entry.size) != entry.digest:
             self._discard(name)
             return Problem(run, entry.path, DAMAGED, "its parts do not add up to its digest")
         return None

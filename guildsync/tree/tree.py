@@ -35,7 +35,7 @@ from guildsync.errors import (
     GuildsyncError,
     Problem,
 )
-from guildsync.model.manifest import FILE, Digest, Entry, digest_of
+from guildsync.model.manifest import FILE, Digest, Entry, Manifest, digest_of
 from guildsync.model.ports import Known as Asked
 from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import RunId
@@ -53,6 +53,7 @@ from guildsync.tree.statcache import Known, StatCache
 _SYNCERS = 8
 _CHUNK = 64
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MUCH = 1 << 20
 _LITTLE = 1 << 30
 """Bytes free that are hardly enough."""
 
@@ -73,6 +74,7 @@ class Tree:
         self._scans: Dict[RunId, Scanned] = {}
         self._cache = StatCache(home, self._view.name)
         self._here: Optional[Dict[Digest, Want]] = None
+        self._others: Optional[Dict[Digest, Want]] = None
         self._files: Optional[StagedFiles] = None
         self._resumed = 0
         self._full = False
@@ -204,14 +206,31 @@ class Tree:
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> Set[Digest]:
-        """Takes over what a sync that was interrupted has staged of them."""
-        here = self._elsewhere()
+        """Takes over what a sync that was interrupted has staged of them. Where much would have to come, runs that this
+        sync is not about are thought of, too."""
         if self._files is None:
             self._files = self._left_over({want.digest for want in wanted})
-        files = self._files
-        if files is not None:
-            self._resumed += files.take_over(wanted, here)
-        return {w.digest for w in wanted if w.digest not in here and (files is None or w.digest not in files)}
+        if self._files is not None:
+            self._resumed += self._files.take_over(wanted, self._elsewhere())
+        missing = self._absent(wanted)
+        if self._others is None and sum(missing.values()) >= _MUCH:
+            self._others = self._kept_lists()
+            self._here = None
+            missing = self._absent(wanted)
+        return set(missing)
+
+    def _absent(self, wanted: Collection[Want]) -> Dict[Digest, int]:
+        here, files = self._elsewhere(), self._files
+        return {w.digest: w.size for w in wanted if w.digest not in here and (files is None or w.digest not in files)}
+
+    def _kept_lists(self) -> Dict[Digest, Want]:
+        """Where objects lay in runs that were not scanned, as the stat cache knows."""
+        found: Dict[Digest, Want] = {}
+        for run in self._home.run_ids():
+            known = self._cache.load(run) if run not in self._scans else None
+            if known is not None:
+                found.update(_objects(run, known.manifest()))
+        return found
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         try:
@@ -245,8 +264,8 @@ class Tree:
                 if not refused:
                     ready.append(update)
             if any(problem.reason == MOVED for problem in problems):
-                self._scans.clear()  # of what was scanned something changed: another round must not rely on it
-                self._here = None
+                self._scans.clear()  # something changed of what was known: another round must not rely on it
+                self._others, self._here = {}, None
             problems += self._published(files, ready)
             sync_path(self._home.runs)
         return problems
@@ -279,12 +298,9 @@ class Tree:
     def _elsewhere(self) -> Dict[Digest, Want]:
         """Where objects lie in the runs that were scanned; whoever copies them hashes them again."""
         if self._here is None:
-            self._here = {
-                part.digest: Want(part.digest, part.size, run, entry.path, part.offset)
-                for run, found in self._scans.items()
-                for entry in found.manifest.entries
-                for part in entry.objects()
-            }
+            self._here = dict(self._others or {})
+            for run, scanned in self._scans.items():
+                self._here.update(_objects(run, scanned.manifest))
         return self._here
 
     def _refusals(self, update: RawUpdate) -> List[Problem]:
@@ -404,6 +420,15 @@ def _spread(pool: Executor, act: Callable[[T], R], items: Sequence[T]) -> List[R
     size = max(1, min(_CHUNK, len(items) // (2 * _SYNCERS)))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     return [answer for answers in pool.map(lambda chunk: [act(item) for item in chunk], chunks) for answer in answers]
+
+
+def _objects(run: RunId, manifest: Manifest) -> Dict[Digest, Want]:
+    """Where the objects of a run stand."""
+    return {
+        part.digest: Want(part.digest, part.size, run, entry.path, part.offset)
+        for entry in manifest.entries
+        for part in entry.objects()
+    }
 
 
 def _new_files(update: RawUpdate) -> Iterator[Entry]:

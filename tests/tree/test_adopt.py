@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from guildsync.model.manifest import digest_of
+from guildsync.model.manifest import Manifest, Part, digest_of, file_entry
 from guildsync.model.ports import RawUpdate, Want
 from guildsync.model.run import RunId
 from guildsync.tree import home as home_module
@@ -23,7 +23,7 @@ from guildsync.tree.home import Home
 from guildsync.tree.staged import LOG, name_of
 from guildsync.tree.tree import Tree
 from tests.kit.replicas import Content, Directory, File, Link
-from tests.kit.trees import MIB, noise, run_ids
+from tests.kit.trees import EPOCH_NS, MIB, noise, run_ids
 
 RUN, OTHER = map(RunId, run_ids(2))
 ROOT = Path(__file__).parents[2]
@@ -515,6 +515,24 @@ def test_what_holds_nothing_goes_at_once(home):
     assert names(home) == []
 
 
+def test_nobody_goes_on_with_what_is_half_removed(home, monkeypatch):
+    interrupted(home)
+    tree = Tree(home)
+    assert asked(tree) == set()
+    tree._full = True
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staged, "remove_tree", end)
+        with pytest.raises(KeyboardInterrupt):
+            tree.close()
+    assert names(home) != []
+    home.sweep()
+    assert names(home) == []
+
+
 def test_a_full_disk_is_not_kept_full(home, monkeypatch):
     tree = Tree(home)
     tree.stage(BIG.pieces(BIG.wants(RUN)[:2]))
@@ -607,6 +625,18 @@ def test_another_version_of_a_file_is_made_of_what_is_left(home):
     interrupted(home, Content({b"f": b"".join(parts[:4])}), OTHER)
     new = Content({b"f": b"".join([*parts[:2], parts[5], parts[3]])})
     assert finish(home, new, OTHER) == 3 * MIB
+
+
+def test_nothing_is_relied_on_that_is_going_to_be_written_over(home):
+    """A version whose parts have other borders: what of the old one lies across them comes anew."""
+    first, kept, new = noise(1, MIB), noise(2, MIB), noise(3, MIB + MIB // 2)
+    interrupted(home, Content({b"f": first + kept}))
+    parts = [Part(digest_of(data), len(data)) for data in (new, kept)]
+    content = Content({})
+    content.objects.update({digest_of(data): data for data in (new, kept)})
+    whole = new + kept
+    content.manifest = Manifest([file_entry(b"f", 0o644, len(whole), digest_of(whole), EPOCH_NS, parts)])
+    assert finish(home, content) == 0
 
 
 def test_an_object_of_a_file_that_is_not_wanted_any_more_is_used(home):

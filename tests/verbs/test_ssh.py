@@ -146,6 +146,23 @@ def test_a_copied_run_costs_its_manifest(site: Site) -> None:
     assert site.same()
 
 
+def test_content_of_runs_that_nobody_asked_about_is_found(site: Site) -> None:
+    """Only the copy is pushed; what it holds lies in another run there. Where that changed meanwhile it comes after
+    all."""
+    person = site.person()
+    write_run(person.home, RUN, {"model": noise(1, 6 * MIB)})
+    write_run(person.home, OTHER, {"model": noise(2, 6 * MIB)})
+    assert person.push().problems == []
+    for number, (run, copied) in enumerate(zip(run_ids(4)[2:], (RUN, OTHER), strict=True)):
+        write_run(person.home, run, {"weights": person.contents(copied)["model"]})
+        if number:
+            (site.far / "runs" / copied / "model").write_bytes(bytes(6 * MIB))
+        done = person.push(choose=lambda records, run=run: [record for record in records if record.run == run])
+        assert (done.problems, done.runs) == ([], 1)
+        assert (done.bytes_sent < MIB) == (number == 0)
+        assert_same(person.run(run), site.far / "runs" / run)
+
+
 def test_the_modules_come_once_and_again_where_they_went(site: Site) -> None:
     person = site.person()
     write_run(person.home, RUN)
