@@ -36,6 +36,7 @@ TRAVELS = (
     "tree/statcache.py",
     "tree/tree.py",
     "agent/__init__.py",
+    "agent/buffers.py",
     "agent/frames.py",
     "agent/loader.py",
     "agent/server.py",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
-from guildsync.agent.frames import VERSION, Channel, Incoming, Item, error_from, error_header, send_item
+from guildsync.agent.calls import Calls, each, nothing
+from guildsync.agent.frames import VERSION, Channel, Item, error_from
 from guildsync.agent.loader import MARK
 from guildsync.agent.values import (
     PIECE_LIMITS,
@@ -37,17 +37,11 @@ from guildsync.model.run import RunId, checked_run_id
 
 TIMEOUT = 30.0
 BEAT = 15.0
-AHEAD = 256 << 20
-"""Bytes of an unfinished answer that are taken into memory when another call is made meanwhile."""
-MAX_LISTING = 1 << 30
-"""Bytes of an answer whose length nothing that was asked bounds."""
 CLOCKS_APART = 2.0
 _PATIENCE = 2.0
 """Seconds that a far side with which something went wrong has to end by itself."""
 
 _HELLO = {"hello": "guildsync", "version": VERSION, "capabilities": []}
-
-T = TypeVar("T")
 
 
 class Process(Protocol):
@@ -93,13 +87,11 @@ class FarTree:
         self._channel = Channel(reader, writer, timeout)
         self.noise = b""
         self._process = process
-        self._last: _Answer[Any] | None = None
-        self._sending = False
+        self._calls = Calls(self._channel)
         self._problems: list[Problem] = []
         self._replica: str | None = None
         self._resumed = 0
         self._listing: Iterator[RawRecord] | None = None
-        self.round_trips = 0
         try:
             if opening is not None:
                 self._open(opening, timeout)
@@ -112,7 +104,7 @@ class FarTree:
     @property
     def replica(self) -> str:
         if self._replica is None:
-            self._replica = self._one("replica", checked_run_id)
+            self._replica = self._calls.one("replica", checked_run_id)
         return self._replica
 
     @property
@@ -121,7 +113,11 @@ class FarTree:
 
     @property
     def is_there(self) -> bool:
-        return self._replica is not None or self._one("there", flag_of)
+        return self._replica is not None or self._calls.one("there", flag_of)
+
+    @property
+    def round_trips(self) -> int:
+        return self._calls.made
 
     @property
     def broken(self) -> GuildsyncError | None:
@@ -157,7 +153,7 @@ class FarTree:
         self.close()
 
     def ping(self) -> None:
-        for _ in self._call("ping", _nothing):
+        for _ in self._calls.make("ping", nothing):
             pass
 
     # -- reading
@@ -174,7 +170,7 @@ class FarTree:
 
     def _runs(self, deleted: bool | None, sizes: bool) -> Iterator[RawRecord]:
         self._problems = []
-        return self._call("runs", self._records(deleted), deleted=deleted, sizes=sizes)
+        return self._calls.make("runs", self._records(deleted), deleted=deleted, sizes=sizes)
 
     def _records(self, deleted: bool | None) -> Callable[[Item], Iterator[RawRecord]]:
         seen: set[tuple[RunId, bool]] = set()
@@ -205,7 +201,7 @@ class FarTree:
             return [found]
 
         arguments = rows(known_row(run, contents) for run, contents in known.items())
-        return self._call("manifests", scan, SCAN_LIMITS, arguments)
+        return self._calls.make("manifests", scan, SCAN_LIMITS, arguments)
 
     def fetch(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
         asked: list[Want] = []
@@ -229,28 +225,28 @@ class FarTree:
                 raise Damaged(f"object {want.digest} is lost for a problem of another path")
             return [Lost(want, problem)]
 
-        yield from self._call("fetch", answer, PIECE_LIMITS, rows(arguments()))
+        yield from self._calls.make("fetch", answer, PIECE_LIMITS, rows(arguments()))
         left_out = {want.digest for want in asked} - {asked[number].digest for number in came}
         if left_out:
             raise Damaged(f"{len(left_out)} objects were asked for and did not come")
 
     def audit(self) -> Iterator[Problem]:
-        return self._call("audit", _each(problem_of))
+        return self._calls.make("audit", each(problem_of))
 
     def check(self) -> Iterator[Step]:
         """Also what the machine there is, and whether its clock is ours."""
         failed = False
-        for step in self._call("check", _each(step_of), host=True):
+        for step in self._calls.make("check", each(step_of), host=True):
             failed = failed or not step.ok
             yield step
         if not failed:
             began = time.time()
-            there = self._one("clock", seconds_of)
+            there = self._calls.one("clock", seconds_of)
             yield _clock_step(there - (began + time.time()) / 2, time.time() - began)
 
     @property
     def folder(self) -> FarFolder:
-        return FarFolder(self._call)
+        return FarFolder(self._calls)
 
     # -- writing
 
@@ -270,14 +266,14 @@ class FarTree:
                 raise Damaged(f"object {digest} was not asked for, or comes twice")
             found.add(digest)
 
-        for _ in self._call("missing", _each(take), ROWS_LIMITS, rows(want_row(want) for want in wanted)):
+        for _ in self._calls.make("missing", each(take), ROWS_LIMITS, rows(want_row(want) for want in wanted)):
             pass
         self._resumed += sum(taken_over)
         return found
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         arguments = (piece_item(want_row(piece.want), piece.data) for piece in pieces)
-        for _ in self._call("stage", _nothing, arguments=arguments):
+        for _ in self._calls.make("stage", nothing, arguments=arguments):
             pass
 
     @property
@@ -293,22 +289,15 @@ class FarTree:
                 raise Damaged(f"a problem with run {found.run}, which was not to be changed")
             return found
 
-        return list(self._call("commit", _each(problem), arguments=(update_item(update) for update in updates)))
+        return list(self._calls.make("commit", each(problem), arguments=(update_item(update) for update in updates)))
 
     # -- the call
-
-    def _one(self, name: str, decode: Callable[[Any], T]) -> T:
-        """The answer of a call that has exactly one."""
-        found = list(self._call(name, _each(decode)))
-        if len(found) != 1:
-            raise Damaged(f"{len(found)} answers to one question")
-        return found[0]
 
     def _open(self, opening: Opening, timeout: float) -> None:
         self._channel.timeout = opening.patience
         self._channel.send_raw(opening.words)
         self._channel.send(_HELLO)
-        self._listing = self._asked(
+        self._listing = self._calls.begin(
             "runs", self._records(None), deleted=None, sizes=False
         )  # what every sync asks first
         self.noise = self._channel.skip_to(MARK)
@@ -337,79 +326,18 @@ class FarTree:
         if "replica" in header:
             self._replica = checked_run_id(header["replica"])
 
-    def _call(
-        self,
-        name: str,
-        decode: Callable[[Item], Iterable[T]],
-        limits: Sequence[int] = ROWS_LIMITS,
-        arguments: Iterable[Item] = (),
-        **flags: bool | None,
-    ) -> Iterator[T]:
-        """One round trip. Values come as they arrive; a consumer that stops early cancels the rest."""
-        if self._sending:
-            raise GuildsyncError("a call was made by what another call sends")
-        if self._last is not None:
-            self._last.finish()
-        yield from self._asked(name, decode, limits, arguments, **flags)
-
-    def _asked(
-        self,
-        name: str,
-        decode: Callable[[Item], Iterable[T]],
-        limits: Sequence[int] = ROWS_LIMITS,
-        arguments: Iterable[Item] = (),
-        **flags: bool | None,
-    ) -> Iterator[T]:
-        """Sends the call now; its values can be had later."""
-        self.round_trips += 1
-        number = self.round_trips
-        answer = self._last = _Answer(self._channel, number, limits, decode)
-        self._channel.send({"call": name, "id": number, **flags})
-        self._send(number, arguments, answer)
-        return self._values(answer)
-
-    def _values(self, answer: _Answer[T]) -> Iterator[T]:
-        try:
-            yield from answer
-        except GeneratorExit:
-            answer.cancel()
-            raise
-
-    def _send(self, number: int, arguments: Iterable[Item], answer: _Answer[Any]) -> None:
-        """What cannot be produced to the end is aborted there, too: half a commit is none."""
-        self._sending = True
-        try:
-            for item in arguments:
-                send_item(self._channel, item)
-                if self._channel.waiting():
-                    break  # an early answer is an error: more of this is of no use
-            self._channel.send({"end": True, "id": number})
-        except Exception as exc:
-            if self._channel.broken is None:
-                self._channel.send(error_header(exc, number))
-                answer.drop()
-            raise
-        except BaseException:
-            self._channel.fail(Unreachable("the call was interrupted"))  # for Ctrl-C nothing is waited for
-            raise
-        finally:
-            self._sending = False
-
 
 class FarFolder:
     """The files of the home there (`model.ports.Folder`)."""
 
-    def __init__(self, call: Callable[..., Iterator[Any]]) -> None:
-        self._call = call
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     def list(self, path: bytes) -> Iterator[FileInfo]:
-        return self._call("list", _each(info_of), arguments=rows([text(path)]))
+        return self._calls.make("list", each(info_of), arguments=rows([text(path)]))
 
     def info(self, path: bytes) -> FileInfo:
-        found: list[FileInfo] = list(self._call("info", _each(info_of), arguments=rows([text(path)])))
-        if len(found) != 1:
-            raise Damaged(f"{len(found)} answers to one question")
-        return found[0]
+        return self._calls.one("info", info_of, rows([text(path)]))
 
     def read(self, path: bytes, start: int, stop: int) -> Iterator[bytes]:
         left = stop - start
@@ -422,71 +350,7 @@ class FarFolder:
                 raise Damaged("other bytes than were asked for")
             return [data]
 
-        return self._call("read", piece, PIECE_LIMITS, rows([text(path), start, stop]))
-
-
-class _Answer(Generic[T]):
-    """The answer to one call: values that arrived, the last of them perhaps the error that ended it."""
-
-    def __init__(
-        self, channel: Channel, number: int, limits: Sequence[int], decode: Callable[[Item], Iterable[T]]
-    ) -> None:
-        self._channel, self._number, self._decode = channel, number, decode
-        self._incoming = Incoming(channel, number, limits)
-        self._items = iter(self._incoming)
-        self._dropped = False
-        self._listed = 0
-        self.values: deque[T | GuildsyncError] = deque()
-
-    def __iter__(self) -> Iterator[T]:
-        while self.values or self.more():
-            if not self.values:
-                continue  # an item without a value
-            value = self.values.popleft()
-            if isinstance(value, GuildsyncError):
-                raise value
-            yield value
-
-    def more(self) -> bool:
-        """Takes in the next item, or the error that is there instead; False at the end."""
-        try:
-            item = next(self._items, None)
-            if item is not None:
-                self._listed += len(item[0] or b"")
-                if self._listed > MAX_LISTING:
-                    raise Damaged("an answer is larger than allowed")
-                self.values.extend(self._decode(item))
-            return item is not None
-        except GuildsyncError as exc:
-            self.values.append(exc if self._incoming.ended else self._channel.fail(exc))
-            return True
-        except BaseException:
-            self._channel.fail(Unreachable("the call was interrupted"))
-            raise
-
-    def cancel(self) -> None:
-        """Nobody wants the rest: the far side stops where it is, and what is on its way is dropped by `finish`."""
-        if not self._incoming.ended and self._channel.broken is None:
-            try:
-                self._channel.send({"cancel": True, "id": self._number})
-                self._channel.flush()
-            except Unreachable:
-                pass  # the next call will say so
-        self.drop()
-
-    def drop(self) -> None:
-        self._dropped = True
-        self.values.clear()
-
-    def finish(self) -> None:
-        """Takes in what is left, for whoever goes on reading it after another call."""
-        limit = self._channel.bytes_in + AHEAD
-        while not self._incoming.ended and self._channel.broken is None:
-            if self._channel.bytes_in > limit:
-                raise GuildsyncError("a call was made while a large answer was being read")
-            self.more()
-            if self._dropped:
-                self.values.clear()
+        return self._calls.make("read", piece, PIECE_LIMITS, rows([text(path), start, stop]))
 
 
 def _clock_step(ahead: float, round_trip: float) -> Step:
@@ -494,11 +358,3 @@ def _clock_step(ahead: float, round_trip: float) -> Step:
         return Step("clock", True, "in step with the one here")
     hint = "nothing depends on it but the times you see: have it set by NTP"
     return Step("clock", True, f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the one here", hint)
-
-
-def _each(check: Callable[[Any], T]) -> Callable[[Item], list[T]]:
-    return lambda item: [check(row) for row in rows_of(item)]
-
-
-def _nothing(_item: Item) -> list[None]:
-    raise Damaged("an answer where there is none to be")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import itertools
 import json
 import os
 import select
 import struct
 import threading
-from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from guildsync import errors
+from guildsync.agent.buffers import LARGE, Body, Outgoing, enlarge
 from guildsync.errors import Damaged, GuildsyncError, Unreachable
 
 VERSION = (1, 0)
@@ -27,11 +25,6 @@ MAX_ITEMS = 5_000_000
 _HEAD = struct.Struct(">II")
 _CHUNK = 1 << 16
 _BUFFER = 1 << 16
-_LARGE = 1 << 16
-"""Bodies from this size on are neither copied on their way out nor gathered from pieces."""
-_PIPE = 1 << 20
-_BUFFERS = 64
-_F_SETPIPE_SZ = 1031  # fcntl has no name for it before Python 3.10
 _MAX_FRAME = _HEAD.size + MAX_HEADER + MAX_BODY
 
 Header = Dict[str, Any]
@@ -53,8 +46,8 @@ class Channel:
         self._ends = (reader, writer)
         self._reader, self._writer = _descriptor(reader), _descriptor(writer)
         self.timeout = timeout
-        self._incoming, self._outgoing = bytearray(), _Outgoing(self._writer)
-        self._body: Optional[_Body] = None
+        self._incoming, self._outgoing = bytearray(), Outgoing(self._writer)
+        self._body: Optional[Body] = None
         self._found: Optional[Frame] = None
         self._ended = False
         self._sending = threading.Lock()
@@ -63,7 +56,7 @@ class Channel:
         self.frames_out = self.frames_in = self.bytes_out = self.bytes_in = 0
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
-            _enlarge(end)
+            enlarge(end)
 
     def send(self, header: Header, *body: bytes) -> None:
         """Raises Unreachable; GuildsyncError for a frame above the limits, of which nothing is sent."""
@@ -250,11 +243,11 @@ class Channel:
         if length > MAX_HEADER or size > MAX_BODY:
             raise self.fail(Damaged(f"a frame of {length} + {size} bytes is larger than allowed"))
         start, end = _HEAD.size + length, _HEAD.size + length + size
-        if len(self._incoming) < (start if size >= _LARGE else end):
+        if len(self._incoming) < (start if size >= LARGE else end):
             return
         with memoryview(self._incoming) as view:
             raw, came = bytes(view[_HEAD.size : start]), view[start:end]
-            body = _Body(size, came)
+            body = Body(size, came)
             came.release()
         del self._incoming[:end]
         try:
@@ -264,62 +257,6 @@ class Channel:
         if not isinstance(body.header, dict):
             raise self.fail(Damaged("the header of a frame is no object"))
         self._body = body
-
-
-class _Body:
-    """The body of a frame while it comes."""
-
-    def __init__(self, size: int, came: memoryview) -> None:
-        self.header: Header = {}
-        self.data = bytearray(size)
-        self.data[: len(came)] = came
-        self.missing = memoryview(self.data)[len(came) :]
-
-
-class _Outgoing:
-    """Buffers on their way to a descriptor; large ones are not copied."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._queue: Deque[memoryview] = deque()
-        self._small = bytearray()
-        self.size = 0
-
-    def add(self, data: bytes) -> None:
-        self.size += len(data)
-        if len(data) < _LARGE:
-            self._small += data
-            return
-        self._flush()
-        self._queue.append(memoryview(data))
-
-    def write(self) -> int:
-        """What the descriptor takes at once, in bytes. Raises OSError."""
-        self._flush()
-        count = os.writev(self._fd, list(itertools.islice(self._queue, _BUFFERS)))
-        left = count
-        while left:
-            first = self._queue[0]
-            if left < len(first):
-                self._queue[0] = first[left:]
-                break
-            left -= len(first)
-            self._queue.popleft()
-        self.size -= count
-        return count
-
-    def _flush(self) -> None:
-        if self._small:
-            self._queue.append(memoryview(self._small))
-            self._small = bytearray()
-
-
-def _enlarge(fd: int) -> None:
-    """Where it is a pipe: fewer wake-ups."""
-    try:
-        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE)
-    except OSError:
-        pass  # it is none, or may not grow
 
 
 # -- items: one value in as many frames as it takes

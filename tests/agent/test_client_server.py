@@ -234,7 +234,7 @@ def test_a_near_end_that_takes_its_time_is_no_silence():
 
 
 def test_a_listing_without_end_is_cut_short(monkeypatch):
-    monkeypatch.setattr("guildsync.agent.client.MAX_LISTING", 10_000)
+    monkeypatch.setattr("guildsync.agent.calls.MAX_LISTING", 10_000)
     with lying(item([PROBLEM]) * 1000 + END) as far, pytest.raises(Damaged, match="larger than allowed"):
         list(far.audit())
 
