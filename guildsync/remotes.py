@@ -21,7 +21,8 @@ from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usa
 from guildsync.model.ports import Bases, Cache, Folder, Reads, Replica, Step
 from guildsync.store.cache import NoCache
 from guildsync.tree.hashing import Buffer, even
-from guildsync.tree.home import Home, HomeBases, HomeCache
+from guildsync.tree.home import Home
+from guildsync.tree.kept import HomeBases, HomeCache
 from guildsync.tree.tree import Tree
 
 __all__ = ["Home", "Remote", "bases", "open_remote", "opened_home"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -234,3 +237,29 @@ def test_nobody_elses_home_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyP
             monkeypatch.setenv(name, value)
         with pytest.raises(Unreachable):
             Ssh(Host("127.0.0.1", port=1), interactive=False).run(["true"])
+
+
+def test_ssh_asks_on_the_terminal_where_there_is_one(ssh_user: Client, ssh_host: Sshd, tmp_path: Path) -> None:
+    """For the passphrase of a key; nobody is asked without a terminal."""
+    key = tmp_path / "locked"
+    shutil.copy(ssh_host.user_key, key)
+    key.chmod(0o600)
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", str(key)], check=True, timeout=30)
+    ssh_user.add("locked", ssh_host, IdentityFile=str(key), IdentityAgent="none")
+    with pytest.raises(Refused, match="let us in"):
+        Ssh(Host("locked"), interactive=False).run(["true"])
+    argv = [sys.executable, "-m", "guildsync", "-H", str(tmp_path / "guild"), "check", "-r", "ssh:locked"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+        os.execv(sys.executable, argv)
+    said = b""
+    while b"passphrase for" not in said:
+        assert select.select([terminal], [], [], 30)[0], said
+        said += os.read(terminal, 1000)
+    os.write(terminal, b"open sesame\n")
+    while b"can be used" not in said:
+        assert select.select([terminal], [], [], 30)[0], said
+        said += os.read(terminal, 1000)
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)

@@ -35,7 +35,8 @@ from guildsync.model.run import RunId
 from guildsync.store.fs import S3, Files, open_s3, open_url
 from guildsync.store.sftp import Door, Sftp, open_sftp
 from guildsync.store.store import Store
-from guildsync.tree.home import Home, HomeCache
+from guildsync.tree.home import Home
+from guildsync.tree.kept import HomeCache
 from guildsync.tree.tree import Tree
 from tests.conftest import new_bucket
 from tests.kit.counting import CountingFiles, Counts

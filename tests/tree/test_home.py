@@ -19,7 +19,8 @@ from guildsync.model.manifest import NOTHING
 from guildsync.model.ports import Aim, Base
 from guildsync.model.run import NO_METADATA, Metadata, RunId
 from guildsync.tree import home as home_module
-from guildsync.tree.home import Home, HomeBases, HomeCache
+from guildsync.tree.home import Home
+from guildsync.tree.kept import HomeBases, HomeCache
 from tests.kit.replicas import Content
 from tests.kit.trees import run_ids, write_run
 

@@ -17,7 +17,8 @@ from guildsync import api
 from guildsync.model.ports import Piece
 from guildsync.remotes import opened_home
 from guildsync.tree import tree as tree_module
-from guildsync.tree.home import Home, HomeBases
+from guildsync.tree.home import Home
+from guildsync.tree.kept import HomeBases
 from guildsync.tree.staged import StagedFiles
 from guildsync.tree.tree import Tree
 from guildsync.verbs.sync import Options, Sync
