@@ -6,6 +6,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -148,6 +149,7 @@ def _connected(config: SshRemote, home: Home, rehash: bool) -> Iterator[_Connect
     """A Tree at the far end of ssh. Errors of the connection say what ssh said."""
     ssh = Ssh(_host(config), has_terminal())
     far, process = _started(config, ssh, home, rehash)
+    far.further = partial(_lanes, config, ssh)
     try:
         yield _Connected(ssh, process, far)
     except Unreachable as exc:
@@ -198,6 +200,22 @@ def _started(config: SshRemote, ssh: Ssh, home: Home | None, rehash: bool) -> tu
         cache.keep("agent", digest(), b"")
         return far, process
     raise GuildsyncError(f"{ssh.host} does not keep the modules it is given", "is its home full?")
+
+
+def _lanes(config: SshRemote, ssh: Ssh, staging: str) -> list[FarTree]:
+    """Further channels to the same home, of those that the host admits; nobody is asked for anything again."""
+
+    def lane(_: int) -> FarTree | None:
+        process = ssh.open(command(config.python), quietly=True)
+        words = first_words(config.guild_home, {"keep_env": config.keep_env, "join": staging}, bundled=False)
+        opening = Opening(words, ssh.patience, lists=False)
+        try:
+            return FarTree(process.reader, process.writer, process, TIMEOUT, opening=opening)
+        except GuildsyncError:
+            return None
+
+    with ThreadPoolExecutor(SESSIONS - 1) as pool:
+        return [far for far in pool.map(lane, range(SESSIONS - 1)) if far is not None]
 
 
 def _host(config: SshRemote) -> Host:

@@ -28,6 +28,7 @@ TRAVELS = (
     "tree/folder.py",
     "tree/hashing.py",
     "tree/home.py",
+    "tree/lane.py",
     "tree/publish.py",
     "tree/recent.py",
     "tree/redact.py",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from guildsync.agent import lanes
 from guildsync.agent.calls import Calls, each, nothing
 from guildsync.agent.frames import VERSION, Channel, Item, error_from
 from guildsync.agent.loader import MARK
@@ -56,10 +58,11 @@ class Process(Protocol):
 
 class Opening(NamedTuple):
     """How a far side is started that is not there yet: what it must hear before the first frame, and for how many
-    seconds it may be silent before it says hello."""
+    seconds it may be silent before it says hello. `lists`: its runs will be asked for."""
 
     words: bytes
     patience: float
+    lists: bool = True
 
 
 class NeedsModules(GuildsyncError):
@@ -83,7 +86,8 @@ class FarTree:
         beat: float = BEAT,
         opening: Opening | None = None,
     ) -> None:
-        """`noise`: what the far side printed before it was ours."""
+        """`noise`: what the far side printed before it was ours. `further` may be set to what opens more channels, that
+        stage into the directory it is called with."""
         self._channel = Channel(reader, writer, timeout)
         self.noise = b""
         self._process = process
@@ -92,6 +96,8 @@ class FarTree:
         self._replica: str | None = None
         self._resumed = 0
         self._listing: Iterator[RawRecord] | None = None
+        self._lanes: dict[str, Sequence[FarTree]] = {}
+        self.further: Callable[[str], Sequence[FarTree]] | None = None
         try:
             if opening is not None:
                 self._open(opening, timeout)
@@ -135,6 +141,8 @@ class FarTree:
     def close(self) -> None:
         """Ends the far side; twice is harmless. All was answered where nothing failed, so then nobody waits for it."""
         failed = self._channel.broken is not None
+        for lane in itertools.chain(*self._lanes.values()):
+            lane.close()
         self._channel.close()
         process, self._process = self._process, None
         if process is None or not failed:
@@ -204,6 +212,12 @@ class FarTree:
         return self._calls.make("manifests", scan, SCAN_LIMITS, arguments)
 
     def fetch(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
+        asked = list(dict.fromkeys(wanted))
+        channels = self._channels("", sum(want.size for want in asked))
+        return self.fetch_alone(asked) if len(channels) == 1 else lanes.fetched(asked, channels)
+
+    def fetch_alone(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
+        """As `fetch`, through this channel alone."""
         asked: list[Want] = []
         came: set[int] = set()
 
@@ -272,6 +286,29 @@ class FarTree:
         return found
 
     def stage(self, pieces: Iterable[Piece]) -> None:
+        left = iter(pieces)
+        if self.further is not None:
+            self.stage_alone(_first(left, lanes.MUCH))
+            following = next(left, None)
+            if following is None:
+                return
+            left = itertools.chain([following], left)
+            channels = self._channels(self.staging, lanes.MUCH)
+            if len(channels) > 1:
+                self.gather(want for took in lanes.staged(left, channels)[1:] for want in took)
+                return
+        self.stage_alone(left)
+
+    @property
+    def staging(self) -> str:
+        return self._calls.one("staging", checked_run_id)
+
+    def gather(self, wants: Iterable[Want]) -> None:
+        for _ in self._calls.make("gather", nothing, arguments=rows(want_row(want) for want in wants)):
+            pass
+
+    def stage_alone(self, pieces: Iterable[Piece]) -> None:
+        """As `stage`, through this channel alone."""
         arguments = (piece_item(want_row(piece.want), piece.data) for piece in pieces)
         for _ in self._calls.make("stage", nothing, arguments=arguments):
             pass
@@ -293,13 +330,23 @@ class FarTree:
 
     # -- the call
 
+    def _channels(self, staging: str, size: int) -> Sequence[lanes.Channel]:
+        """This one, and further ones to cross so many bytes where the way is long. They stage into `staging`."""
+        if self.further is None or size < lanes.MUCH:
+            return [_Alone(self)]
+        if staging not in self._lanes:
+            began = time.monotonic()
+            self.ping()
+            is_long = time.monotonic() - began >= lanes.LONG
+            self._lanes[staging] = self.further(staging) if is_long else []
+        return [_Alone(each) for each in (self, *self._lanes[staging])]
+
     def _open(self, opening: Opening, timeout: float) -> None:
         self._channel.timeout = opening.patience
         self._channel.send_raw(opening.words)
         self._channel.send(_HELLO)
-        self._listing = self._calls.begin(
-            "runs", self._records(None), deleted=None, sizes=False
-        )  # what every sync asks first
+        if opening.lists:
+            self._listing = self._calls.begin("runs", self._records(None), deleted=None, sizes=False)
         self.noise = self._channel.skip_to(MARK)
         self._channel.timeout = timeout
 
@@ -325,6 +372,20 @@ class FarTree:
             raise GuildsyncError(f"the far side speaks version {str(version[0])[:20]}, not {VERSION[0]}")
         if "replica" in header:
             self._replica = checked_run_id(header["replica"])
+
+
+class _Alone:
+    """One channel of several (`lanes.Channel`)."""
+
+    def __init__(self, far: FarTree) -> None:
+        self.fetch, self.stage = far.fetch_alone, far.stage_alone
+
+
+def _first(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
+    """As many as make up so many bytes; the others stay."""
+    while size > 0 and (piece := next(pieces, None)) is not None:
+        size -= len(piece.data)
+        yield piece
 
 
 class FarFolder:

@@ -59,7 +59,7 @@ def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: flo
 
 def main(wanted: Mapping[str, Any]) -> None:
     """Serves the home that `wanted` names over stdin and stdout; nothing else reaches them from now on. Its `keep_env`
-    and `rehash` are those of `Tree`."""
+    and `rehash` are those of `Tree`; with `join` objects are staged for another process that serves the same home."""
     os.umask(0o077)
     reader, writer = os.dup(0), os.dup(1)
     os.dup2(2, 1)
@@ -68,6 +68,8 @@ def main(wanted: Mapping[str, Any]) -> None:
     os.close(nothing)
     tree = Tree(Home(wanted["home"]), wanted.get("keep_env") is True, rehash=wanted.get("rehash") is True)
     try:
+        if wanted.get("join"):
+            tree.join(wanted["join"])
         serve(tree, reader, writer)
     finally:
         tree.close()
@@ -208,6 +210,15 @@ def _received(want: Want, data: Optional[bytes]) -> Piece:
     return verified(want, data)
 
 
+def _staging(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows([tree.staging])
+
+
+def _gather(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    tree.gather(_wants(items))
+    return ()
+
+
 def _commit(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
     return rows(problem_row(problem) for problem in tree.commit([update_of(item) for item in items]))
 
@@ -268,6 +279,8 @@ CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "fetch": (ROWS_LIMITS, _fetch),
     "missing": (ROWS_LIMITS, _missing),
     "stage": (PIECE_LIMITS, _stage),
+    "staging": (ROWS_LIMITS, _staging),
+    "gather": (ROWS_LIMITS, _gather),
     "commit": (UPDATE_LIMITS, _commit),
     "audit": (ROWS_LIMITS, _audit),
     "check": (ROWS_LIMITS, _check),

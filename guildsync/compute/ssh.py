@@ -108,8 +108,8 @@ class Ssh:
         """Seconds until a process there must have said something."""
         return self.host.connect_timeout + (ASKING_PATIENCE if self._interactive else BATCH_PATIENCE)
 
-    def argv(self, command: Sequence[str]) -> list[str]:
-        """What is executed here to execute `command` there, by the shell that logs in."""
+    def argv(self, command: Sequence[str], quietly: bool = False) -> list[str]:
+        """What is executed here to execute `command` there, by the shell that logs in. `quietly`: ssh asks nothing."""
         self._config = self._config or _write_config(self._lines())
         host = self.host
         options = ["-F", self._config, "-T"]
@@ -117,14 +117,15 @@ class Ssh:
         options += ["-p", str(host.port)] if host.port else []
         options += ["-i", host.private_key, "-oIdentitiesOnly=yes"] if host.private_key else []
         options += ["-J", host.proxy] if host.proxy else []
+        options += ["-oBatchMode=yes"] if quietly else []
         return ["ssh", *options, "-oRemoteCommand=none", "--", host.host, quoted(command)]
 
-    def open(self, command: Sequence[str]) -> Process:
+    def open(self, command: Sequence[str], quietly: bool = False) -> Process:
         """Start `command` there, with its stdin and stdout at this end."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 -- the process owns it
         try:
             child = subprocess.Popen(
-                self.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+                self.argv(command, quietly), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
             )
         except FileNotFoundError as exc:
             errors.close()

@@ -246,6 +246,11 @@ class RawTree(Reads, Writes, Protocol):
     @property
     def folder(self) -> Folder: ...
 
+    @property
+    def staging(self) -> str: ...
+
+    def gather(self, wants: Iterable[Want]) -> None: ...
+
 
 class Inspected(Protocol):
     """A replica that can say what is wrong with it."""

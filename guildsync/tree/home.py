@@ -207,6 +207,14 @@ class Home:
         os.mkdir(path, 0o700)
         return Staging(path, lock, open_directory(path))
 
+    def joined(self, name: str) -> Staging:
+        """The staging directory of that name, which another process holds. Raises OSError where it is not ours."""
+        if not is_run_id(name):
+            raise PermissionError(errno.EPERM, "no staging directory", name)
+        path = os.path.join(self.beside_runs(), b"staging", os.fsencode(name))
+        fd = _open_ours(path)
+        return Staging(path, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), fd)
+
     def left_over(self, useful: Callable[[int], bool]) -> Optional[Staging]:
         """The newest directory that a dead process left and that is `useful`, which is asked with its descriptor; it is
         locked now, and no other process gets it. Nothing is made where nothing was left."""

@@ -128,6 +128,11 @@ class StagedFiles:
         """The staging directory."""
         return self._staging.fd
 
+    @property
+    def staging(self) -> str:
+        """Its name, for who is to write there, too."""
+        return os.fsdecode(os.path.basename(self._staging.path))
+
     def __contains__(self, digest: Digest) -> bool:
         """Staged and not yet renamed away."""
         place = self._places.get(digest)
@@ -157,6 +162,14 @@ class StagedFiles:
             if not rows:
                 del self._left[name]
         return size
+
+    def gather(self, wants: Iterable[Want]) -> None:
+        """Take over what other processes say that they wrote here; what does not have its digest was not written."""
+        for want in sorted(wants, key=lambda want: (want.run, want.path, want.offset)):
+            name = name_of(want.run, want.path)
+            data = self._read(Row(name, want.offset, want.size, want.digest))
+            if data is not None:
+                self._stands(name, want, data)
 
     def add(self, pieces: Iterable[Piece]) -> None:
         for want, data in pieces:
@@ -201,7 +214,7 @@ class StagedFiles:
             os.chmod(name, entry.mode, dir_fd=fd)
             os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
             return
-        built = _open_ours(name, 0, fd)
+        built = open_staged(name, 0, fd)
         try:
             os.fchmod(built, entry.mode)
             os.utime(built, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -320,7 +333,7 @@ class StagedFiles:
     def _open(self, name: bytes) -> int:
         fd = self._fds.pop(name, -1)
         if fd < 0:
-            fd = _open_ours(name, os.O_CREAT, self._staging.fd)
+            fd = open_staged(name, os.O_CREAT, self._staging.fd)
         self._fds[name] = fd
         while len(self._fds) > _OPEN_FILES:
             os.close(self._fds.popitem(last=False)[1])
@@ -358,7 +371,7 @@ class _InOrder:
         return whole.hexdigest()
 
 
-def _open_ours(name: bytes, flags: int, dir_fd: int) -> int:
+def open_staged(name: bytes, flags: int, dir_fd: int) -> int:
     """A staged file for reading and writing, whatever mode an earlier `finish` gave it."""
     flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

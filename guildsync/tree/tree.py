@@ -45,6 +45,7 @@ from guildsync.tree.durable import Durability
 from guildsync.tree.folder import HomeFolder
 from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.home import Home, translated
+from guildsync.tree.lane import Lane
 from guildsync.tree.publish import appear, assemble, cut_short, rewrite
 from guildsync.tree.scan import Scanned, View, open_file, scan
 from guildsync.tree.staged import StagedFiles, Staging, logged
@@ -76,6 +77,7 @@ class Tree:
         self._here: Optional[Dict[Digest, Want]] = None
         self._others: Optional[Dict[Digest, Want]] = None
         self._files: Optional[StagedFiles] = None
+        self._lane: Optional[Lane] = None
         self._resumed = 0
         self._full = False
 
@@ -97,6 +99,8 @@ class Tree:
 
     def close(self) -> None:
         """What is staged does not keep a disk full: others have to write there, too."""
+        if self._lane is not None:
+            self._lane.close()
         if self._files is not None:
             self._files.close(keep=not self._full)
             self._files = None
@@ -234,9 +238,22 @@ class Tree:
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         try:
-            self._staged().add(pieces)
+            (self._lane or self._staged()).add(pieces)
         except OSError as exc:
             raise self._translated(exc) from exc
+
+    @property
+    def staging(self) -> str:
+        """The name of the directory where it stages, which others may `join`."""
+        return self._staged().staging
+
+    def join(self, staging: str) -> None:
+        """From now on stage for another process, that has a Tree of this home; raises OSError."""
+        self._lane = Lane(self._home, staging)
+
+    def gather(self, wants: Iterable[Want]) -> None:
+        """Those who joined say that they staged these; what they did not is still missing for a commit."""
+        self._staged().gather(wants)
 
     @property
     def resumed(self) -> int:

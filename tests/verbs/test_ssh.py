@@ -12,16 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from guildsync import remotes
-from guildsync.agent import bootstrap, loader
+from guildsync.agent import bootstrap, client, lanes, loader
 from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable
+from guildsync.model.ports import Piece
 from guildsync.remotes import Home
 from scripts.benchmarks import work
 from scripts.benchmarks.work import Sizes
@@ -191,6 +192,97 @@ def test_old_modules_go_and_others_stay(site: Site) -> None:
     os.utime(old, times=(1, 1))
     assert person.push().problems == []
     assert sorted(path.name for path in top.iterdir()) == sorted([young.name, bootstrap.digest()])
+
+
+# -- several channels
+
+
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way counts as long, and little as much."""
+    monkeypatch.setattr(lanes, "LONG", 0.0)
+    monkeypatch.setattr(lanes, "MUCH", 2 * MIB)
+
+
+@pytest.mark.usefixtures("far_away")
+def test_large_transfers_take_several_channels(site: Site, ssh_host: Sshd) -> None:
+    person, reader = site.person(), site.person("b")
+    large(person)
+    before = sessions(ssh_host)
+    done = person.push()
+    assert (done.problems, done.runs) == ([], 2)
+    assert sessions(ssh_host) == before + 4
+    assert site.same()
+    before = sessions(ssh_host)
+    assert reader.pull().problems == []
+    assert sessions(ssh_host) >= before + 4
+    for run in (RUN, OTHER):
+        assert_same(reader.run(run), person.run(run))
+    until(lambda: not agents(site.far))
+    assert [path.name for path in (site.far / ".guildsync/staging").iterdir()] == []
+
+
+def sessions(host: Sshd) -> int:
+    return host.log.count("Starting session: command")
+
+
+@pytest.mark.usefixtures("far_away")
+@pytest.mark.parametrize("at", [5 * MIB, 12 * MIB, 20 * MIB])
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_several_channels_cut(site: Site, at: int, verb: str) -> None:
+    person, reader = site.person(), site.person("b")
+    large(person)
+    if verb == "pull":
+        assert person.push().problems == []
+        person = reader
+    site.line.reset(cut_after=at)
+    with pytest.raises(Unreachable):
+        getattr(person, verb)()
+    assert settled(site)
+    done = getattr(person, verb)()
+    assert (done.problems, done.exit_code) == ([], 0)
+    assert done.bytes_resumed > 0
+    for run in (RUN, OTHER):
+        assert_same(person.run(run), site.far / "runs" / run)
+
+
+@pytest.mark.usefixtures("far_away")
+def test_a_host_that_admits_one_session_gets_one(tmp_path: Path, ssh_user: Client) -> None:
+    with sshd({"MaxSessions": "1"}) as server:
+        ssh_user.add("gpu", server)
+        (tmp_path / "guildsync.yml").write_text(
+            f"remotes:\n  gpu: {{type: ssh, host: gpu, guild-home: {tmp_path}/far}}\n"
+        )
+        person = Person(tmp_path / "a" / "guild", "gpu", str(tmp_path / "guildsync.yml"))
+        large(person)
+        assert person.push().problems == []
+        assert_same(person.run(RUN), tmp_path / "far/runs" / RUN)
+
+
+@pytest.mark.usefixtures("far_away")
+def test_a_lane_that_lies_or_dies_costs_a_round(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says it wrote is read before it counts."""
+    person = site.person()
+    large(person)
+    stage = client.FarTree.stage_alone
+    lied: list[int] = []
+
+    def lying(far: client.FarTree, pieces: Iterable[Piece]) -> None:
+        is_lane = far.further is None
+        stage(far, (lie(piece) if is_lane and piece.want.offset else piece for piece in pieces))
+
+    def lie(piece: Piece) -> Piece:
+        lied.append(piece.want.offset)
+        return Piece(piece.want, bytes(piece.want.size))
+
+    monkeypatch.setattr(client.FarTree, "stage_alone", lying)
+    done = person.push()
+    assert lied
+    monkeypatch.undo()
+    assert settled(site)
+    if done.problems:
+        assert person.push().problems == []
+    assert site.same()
 
 
 # -- what cuts it off
