@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Collection, Iterable, List, Optional
+from typing import Collection, Dict, Iterable, List, Optional
 
 from guildsync.errors import CHANGED, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, Entry, Manifest, parent, same
@@ -17,6 +17,7 @@ from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
 from guildsync.tree.scan import View
 from guildsync.tree.staged import StagedFiles, name_of
+from guildsync.tree.statcache import Stamp, stamp_of
 
 _UNSETTLED = 0o700
 """The mode of a directory of ours until all is in it."""
@@ -35,6 +36,22 @@ def assemble(files: StagedFiles, update: RawUpdate, want: Manifest, durability: 
             _add(files, update.run, entry, fd, last)
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd, durability)
         _settle(descent, want.entries, [b""], durability)
+
+
+def assembled_stamps(staging: int, run: str, want: Manifest, view: View) -> Dict[bytes, Stamp]:
+    """The stat data of the files of an assembled run, whose bytes are known and on the disk: nobody else can have
+    touched them, and after the run has appeared nobody can without another ctime, once the clock has ticked."""
+    stamps: Dict[bytes, Stamp] = {}
+    with Descent(open_directory(os.fsencode(run), staging)) as descent:
+        for entry in want.entries:
+            if entry.kind != FILE or view.redacts(entry.path):
+                continue
+            fd, name = descent.place(entry.path)
+            try:
+                stamps[entry.path] = stamp_of(os.stat(name, dir_fd=fd, follow_symlinks=False))
+            except FileNotFoundError:
+                continue  # it is withheld
+    return stamps
 
 
 def appear(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) -> None:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 from guildsync.errors import Damaged
-from guildsync.model.manifest import Digest, Manifest, canonical, checked_digest, digest_of
+from guildsync.model.manifest import Digest, Manifest, canonical, checked_digest, digest_of, same
 from guildsync.tree.home import Home
 
 SCHEMA = 1
 SETTLED_NS = 60_000_000_000
 """A file that changed less than this before it was hashed may change again and keep its times: within one tick of the
 clock, or in pages that a memory-mapped writer dirtied and that are not written back yet."""
+TICK_NS = 20_000_000
+"""No filesystem's clock stands still for so long: what changes so much later has another ctime."""
 BLIND = frozenset(("tmpfs", "ramfs", "hugetlbfs", "devtmpfs", "overlay"))
 """Filesystems that never write back (or may lie above one), so that a memory-mapped writer changes bytes and no times:
 nothing is kept."""
@@ -67,6 +69,11 @@ class Known:
     def only_hints(self) -> Known:
         """Without what says that a file need not be read."""
         return Known(None, self.content, b"{}", self.encoded)
+
+    def stamps_still_good(self, after: Manifest) -> Dict[bytes, Stamp]:
+        """The rows of files that a commit left alone, which made the run what `after` says."""
+        before, now = self.manifest().by_path, after.by_path
+        return {path: row for path, row in self.stamps.items() if same(before.get(path), now.get(path))}
 
     @property
     def stamps(self) -> Dict[bytes, Stamp]:

@@ -46,10 +46,10 @@ from guildsync.tree.folder import HomeFolder
 from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.home import Home, translated
 from guildsync.tree.lane import Lane
-from guildsync.tree.publish import appear, assemble, cut_short, rewrite
+from guildsync.tree.publish import appear, assemble, assembled_stamps, cut_short, rewrite
 from guildsync.tree.scan import Scanned, View, open_file, scan
 from guildsync.tree.staged import StagedFiles, Staging, logged
-from guildsync.tree.statcache import Known, StatCache
+from guildsync.tree.statcache import TICK_NS, Known, Stamp, StatCache
 
 _SYNCERS = 8
 _CHUNK = 64
@@ -78,6 +78,8 @@ class Tree:
         self._others: Optional[Dict[Digest, Want]] = None
         self._files: Optional[StagedFiles] = None
         self._lane: Optional[Lane] = None
+        self._assembled: Dict[RunId, Dict[bytes, Stamp]] = {}
+        self._clock_ns = 0
         self._resumed = 0
         self._full = False
 
@@ -360,6 +362,7 @@ class Tree:
             _spread(pool, lambda one: files.finish(*one, durability), made)
             prepared = _spread(pool, lambda each: self._tried(self._prepare, files, each, durability), updates)
             durability.finish()
+            self._clock_ns = self._cache.now_ns() if self._cache.usable else 0
             able = list(compress(updates, [not failed for failed in prepared]))
             published = _spread(pool, lambda each: self._tried(self._publish, files, each, durability), able)
         return [problem for found in (*prepared, *published) for problem in found]
@@ -375,6 +378,7 @@ class Tree:
     def _prepare(self, files: StagedFiles, update: RawUpdate, durability: Durability) -> List[Problem]:
         if update.want is not None and update.have is None:
             assemble(files, update, update.want, durability)
+            self._assembled[update.run] = assembled_stamps(files.fd, update.run, update.want, self._view)
         return []
 
     def _publish(self, files: StagedFiles, update: RawUpdate, _: Durability) -> List[Problem]:
@@ -388,12 +392,16 @@ class Tree:
                 os.close(fd)
             return []
         if update.have is None:
+            ticked = self._clock_ns - TICK_NS
             appear(self._home, files, update, want)
+            stamps = {path: row for path, row in self._assembled.pop(run).items() if row.ctime_ns <= ticked}
         else:
+            was = self._cache.load(run)
             refused = rewrite(self._home, files, update, update.have, want, self._view)
             if refused:
                 return refused
-        known = Known.of(None, want, {})
+            stamps = was.stamps_still_good(want) if was is not None and not was.alive else {}
+        known = Known.of(None, want, stamps)
         self._cache.keep(run, known)
         self._scans[run] = Scanned(known, (), want)
         self._here = None

@@ -486,3 +486,54 @@ def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
     for at in range(0, len(whole), 11):
         path.write_bytes(whole[:at])
         assert cache.load(RUN) is None
+
+
+def pulled(person: Person) -> Person:
+    """Somebody who has pulled the run just now."""
+    assert person.push().problems == []
+    other = Person(person.home.parent / "other", person.remote)
+    assert other.pull().problems == []
+    return other
+
+
+def test_what_was_just_pulled_is_not_read_again(place: Path, person: Person, hashed: list[bytes]) -> None:
+    """Its bytes are known, and on the disk: nobody has to wait until it is old."""
+    if filesystem(os.fsencode(place)) in BLIND:
+        pytest.skip("nothing is kept here")
+    write_run(person.home, OTHER, {f"many{n}": generation(n, 40_000) for n in range(300)})
+    other = pulled(person)
+    hashed.clear()
+    assert other.push().same == 2
+    assert b"weights" not in hashed
+    assert not any(name.startswith(b"many") for name in hashed)
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_what_changes_at_once_after_a_pull_is_delivered(person: Person, keep_times: bool) -> None:
+    other = pulled(person)
+    path = weights(other)
+    info = path.stat()
+    path.write_bytes(generation(7, SIZE))
+    if keep_times:
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    done = other.push()
+    assert (done.problems, done.runs) == ([], 1)
+    assert person.pull().problems == []
+    assert weights(person).read_bytes() == generation(7, SIZE)
+
+
+def test_files_that_a_pull_left_alone_are_not_read_again(
+    place: Path, person: Person, monkeypatch: pytest.MonkeyPatch, hashed: list[bytes]
+) -> None:
+    if filesystem(os.fsencode(place)) in BLIND:
+        pytest.skip("nothing is kept here")
+    other = pulled(person)
+    aged(monkeypatch, 100)
+    assert other.push().same == 1
+    (person.run(RUN) / "note").write_bytes(b"after")
+    assert person.push().runs == 1
+    assert other.pull().runs == 1
+    hashed.clear()
+    assert other.push().same == 1
+    assert b"weights" not in hashed
+    assert b"note" in hashed
