@@ -77,18 +77,30 @@ def rewrite(
         refused = [problem for problem in moved if problem is not None]
         if refused:
             return refused
+        cut = home.aim(update.run)
         if changes:
             home.begin(update.run, have, want)
         for change in _steps(changes):
             if not _grown(files, update.run, change, descent, view):
                 _step(files, update.run, change, descent)
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd)
+        if cut is not None:
+            _finish_times(descent, cut, want)
         made = [change.want for change in changes if change.want is not None]
         gone = {change.path for change in changes if change.want is None or change.want.kind != DIRECTORY}
         _settle(descent, made, {parent(change.path) for change in changes} - gone)
     if not update.withheld:
         home.end(update.run)
     return []
+
+
+def _finish_times(descent: Descent, aim: Aim, want: Manifest) -> None:
+    """A commit that was cut off may have written a file to its end, and not given it its time."""
+    for change in _changes(aim.before, aim.want, ()):
+        entry = change.want
+        if entry is not None and entry.kind == FILE and same(entry, want.by_path.get(change.path)):
+            fd, name = descent.place(change.path)
+            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
 
 
 def cut_short(aim: Aim, now: Manifest) -> Aim:
