@@ -121,7 +121,7 @@ class StagedFiles:
         self._rewritten: Set[bytes] = set(self._left)
         self._hashes: Dict[bytes, _InOrder] = {}
         self._recent = Recent()
-        self._fds: OrderedDict[bytes, int] = OrderedDict()
+        self._opened = Opened(staging.fd)
 
     @property
     def fd(self) -> int:
@@ -198,7 +198,7 @@ class StagedFiles:
             self._put(name, Want(digest, size, RunId(run), entry.path, offset), data)
         if entry.size <= PART_SIZE and name not in self._rewritten and written == {0: entry.digest}:
             return None
-        fd = self._open(name)
+        fd = self._opened.get(name)
         os.ftruncate(fd, entry.size)
         for offset in [offset for offset in written if offset >= entry.size]:
             self._drop(name, written.pop(offset))
@@ -226,7 +226,7 @@ class StagedFiles:
         """Write what a built file has beyond `have` to the end of `fd`, durably; False, and nothing is written, where
         it does not begin with what `have` says."""
         name = name_of(run, entry.path)
-        built = self._open(name)
+        built = self._opened.get(name)
         if self._in_order(name).digest(built, have.size) != have.digest:
             return False
         for offset in range(have.size, entry.size, PART_SIZE):
@@ -240,7 +240,7 @@ class StagedFiles:
     def forget(self, run: str, path: bytes) -> None:
         """The staged file was renamed into its run: its objects lie there now."""
         name = name_of(run, path)
-        self._close(name)
+        self._opened.close(name)
         self._written.pop(name, None)
         self._hashes.pop(name, None)
         self._left.pop(name, None)
@@ -249,8 +249,7 @@ class StagedFiles:
 
     def close(self, keep: bool = True) -> None:
         """Unless all that was staged is in its runs, or not `keep`, it stays for the next one who stages."""
-        for name in list(self._fds):
-            self._close(name)
+        self._opened.close_all()
         try:
             self._staging.close(keep and self._is_worth_keeping())
         except OSError:
@@ -263,7 +262,7 @@ class StagedFiles:
         return any(map(is_run_id, os.listdir(self._staging.fd)))  # put together, and not in its place
 
     def _put(self, name: bytes, want: Want, data: bytes) -> None:
-        write_all(self._open(name), data, want.offset)
+        write_all(self._opened.get(name), data, want.offset)
         self._staging.wrote(Row(name, want.offset, len(data), want.digest))
         self._stands(name, want, data)
 
@@ -292,7 +291,7 @@ class StagedFiles:
 
     def _discard(self, name: bytes) -> None:
         """What is staged for a file is of no use: it is wanted again."""
-        self._close(name)
+        self._opened.close(name)
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._staging.fd)
         for digest in list(self._kept.get(name, ())):
@@ -304,7 +303,7 @@ class StagedFiles:
     def _read(self, row: Row) -> Optional[bytes]:
         """The bytes that a log speaks of, if they are there."""
         try:
-            data = os.pread(self._open(row.name), row.size, row.offset)
+            data = os.pread(self._opened.get(row.name), row.size, row.offset)
         except OSError:
             return None
         return data if digest_of(data) == row.digest else None
@@ -316,7 +315,7 @@ class StagedFiles:
         place = self._places.get(digest)
         candidates = []
         if place is not None and place.name is not None:
-            candidates.append(os.pread(self._open(place.name), place.want.size, place.want.offset))
+            candidates.append(os.pread(self._opened.get(place.name), place.want.size, place.want.offset))
         elif place is not None:
             candidates.append(self._read_run(place.want) or b"")
         if digest in elsewhere:
@@ -330,19 +329,32 @@ class StagedFiles:
                 self._drop(place.name, digest)
         return found
 
-    def _open(self, name: bytes) -> int:
+
+class Opened:
+    """Staged files that are open, the last used ones."""
+
+    def __init__(self, staging: int) -> None:
+        self._staging = staging
+        self._fds: OrderedDict[bytes, int] = OrderedDict()
+
+    def get(self, name: bytes) -> int:
+        """Its descriptor, valid until the next call; the file is made where it is not there."""
         fd = self._fds.pop(name, -1)
         if fd < 0:
-            fd = open_staged(name, os.O_CREAT, self._staging.fd)
+            fd = open_staged(name, os.O_CREAT, self._staging)
         self._fds[name] = fd
         while len(self._fds) > _OPEN_FILES:
             os.close(self._fds.popitem(last=False)[1])
         return fd
 
-    def _close(self, name: bytes) -> None:
+    def close(self, name: bytes) -> None:
         fd = self._fds.pop(name, -1)
         if fd >= 0:
             os.close(fd)
+
+    def close_all(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
 
 class _InOrder:

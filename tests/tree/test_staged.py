@@ -275,7 +275,7 @@ def test_a_file_nobody_may_write_can_be_built_twice(tmp_path):
             one = stage(files, {b"f": File(b"first", 0o444)})
             built(files, one)
             built(files, one)
-            files._close(name_of(RUN, b"f"))
+            files._opened.close(name_of(RUN, b"f"))
             assert built(files, stage(files, {b"f": File(b"second", 0o444)})) == b"second"
             status = 0
         finally:
