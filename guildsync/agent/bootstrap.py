@@ -30,6 +30,7 @@ TRAVELS = (
     "tree/home.py",
     "tree/lane.py",
     "tree/publish.py",
+    "tree/reader.py",
     "tree/recent.py",
     "tree/redact.py",
     "tree/scan.py",

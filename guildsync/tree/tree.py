@@ -18,7 +18,6 @@ from typing import (
     Optional,
     Sequence,
     Set,
-    Tuple,
     TypeVar,
     Union,
 )
@@ -40,14 +39,15 @@ from guildsync.model.ports import Known as Asked
 from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.run import RunId
 from guildsync.tree import attrs
-from guildsync.tree.dirs import Descent, sync_path
+from guildsync.tree.dirs import sync_path
 from guildsync.tree.durable import Durability
 from guildsync.tree.folder import HomeFolder
 from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.home import Home, translated
 from guildsync.tree.lane import Lane
 from guildsync.tree.publish import appear, assemble, assembled_stamps, cut_short, rewrite
-from guildsync.tree.scan import Scanned, View, open_file, scan
+from guildsync.tree.reader import Reader
+from guildsync.tree.scan import Scanned, View, scan
 from guildsync.tree.staged import StagedFiles, Staging, logged
 from guildsync.tree.statcache import TICK_NS, Known, Stamp, StatCache
 
@@ -164,7 +164,7 @@ class Tree:
         return found
 
     def fetch(self, wanted: Iterable[Want]) -> Iterator[Union[Piece, Lost]]:
-        reader = _Reader(self._home, self._view)
+        reader = Reader(self._home, self._view)
         try:
             for want in wanted:
                 data = self._view.recent.take(want.digest)
@@ -307,7 +307,7 @@ class Tree:
             return None
 
     def _staged_in(self, staging: Staging) -> StagedFiles:
-        reader = _Reader(self._home, self._view)
+        reader = Reader(self._home, self._view)
         try:
             return StagedFiles(staging, reader.read_or_none)
         except BaseException:
@@ -406,37 +406,6 @@ class Tree:
         self._scans[run] = Scanned(known, (), want)
         self._here = None
         return []
-
-
-class _Reader:
-    """Reads objects from where they stand in runs, keeping the last file open."""
-
-    def __init__(self, home: Home, view: View) -> None:
-        self._home, self._view = home, view
-        self._open: Optional[Tuple[RunId, bytes]] = None
-        self._fd = -1
-
-    def read(self, want: Want) -> bytes:
-        """The bytes there now, unverified. Raises OSError, Torn."""
-        if self._open != (want.run, want.path):
-            self.close()
-            with Descent(self._home.open_run(want.run)) as descent:
-                self._fd = open_file(*descent.place(want.path))
-            self._open = (want.run, want.path)
-        return self._view.read(self._fd, want.path, want.size, want.offset)
-
-    def read_or_none(self, want: Want) -> Optional[bytes]:
-        try:
-            return self.read(want)
-        except (OSError, Torn):
-            return None
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd, self._open = -1, None
 
 
 def _spread(pool: Executor, act: Callable[[T], R], items: Sequence[T]) -> List[R]:
