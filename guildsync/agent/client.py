@@ -15,6 +15,7 @@ from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
     SCAN_LIMITS,
+    collected_of,
     flag_of,
     info_of,
     known_row,
@@ -34,7 +35,18 @@ from guildsync.agent.values import (
 )
 from guildsync.errors import Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, checked_digest, text
-from guildsync.model.ports import FileInfo, Known, Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.ports import (
+    Collected,
+    FileInfo,
+    Known,
+    Lost,
+    Piece,
+    RawRecord,
+    RawUpdate,
+    Scan,
+    Step,
+    Want,
+)
 from guildsync.model.run import RunId, checked_run_id
 
 TIMEOUT = 30.0
@@ -172,8 +184,8 @@ class FarTree:
 
     def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[RawRecord]:
         listing, self._listing = self._listing, None
-        if listing is not None and not sizes:
-            return (found for found in listing if deleted in (None, found.deleted))
+        if listing is not None and not sizes and deleted is not True:
+            return (found for found in listing if deleted is None or not found.deleted)
         return self._runs(deleted, sizes)
 
     def _runs(self, deleted: bool | None, sizes: bool) -> Iterator[RawRecord]:
@@ -181,7 +193,7 @@ class FarTree:
         return self._calls.make("runs", self._records(deleted), deleted=deleted, sizes=sizes)
 
     def _records(self, deleted: bool | None) -> Callable[[Item], Iterator[RawRecord]]:
-        seen: set[tuple[RunId, bool]] = set()
+        seen: set[RunId] = set()
 
         def records(item: Item) -> Iterator[RawRecord]:
             for row in rows_of(item):
@@ -189,9 +201,9 @@ class FarTree:
                     self._problems.append(problem_of(row))
                     continue
                 found = record_of(row)
-                if (found.run, found.deleted) in seen or deleted not in (None, found.deleted):
+                if found.run in seen or deleted not in (None, found.deleted) or (found.purged and deleted is not None):
                     raise Damaged(f"run {found.run} was not asked for, or comes twice")
-                seen.add((found.run, found.deleted))
+                seen.add(found.run)
                 yield found
 
         return records
@@ -243,6 +255,9 @@ class FarTree:
         left_out = {want.digest for want in asked} - {asked[number].digest for number in came}
         if left_out:
             raise Damaged(f"{len(left_out)} objects were asked for and did not come")
+
+    def history(self, run: RunId) -> tuple[()]:  # noqa: ARG002 - what every Tree answers, without being asked
+        return ()
 
     def audit(self) -> Iterator[Problem]:
         return self._calls.make("audit", each(problem_of))
@@ -318,15 +333,29 @@ class FarTree:
         return self._resumed
 
     def commit(self, updates: Sequence[RawUpdate]) -> list[Problem]:
-        runs = {update.run for update in updates}
+        return self._change("commit", {update.run for update in updates}, map(update_item, updates))
 
+    def hide(self, runs: Collection[RunId]) -> list[Problem]:
+        return self._change("hide", runs, rows(runs))
+
+    def reveal(self, runs: Collection[RunId]) -> list[Problem]:
+        return self._change("reveal", runs, rows(runs))
+
+    def purge(self, runs: Collection[RunId]) -> list[Problem]:
+        return self._change("purge", runs, rows(runs))
+
+    def collect(self, grace: float | None, dry: bool = False) -> Collected:  # noqa: ARG002 - nothing there waits
+        (found,) = self._calls.make("collect", each(collected_of), dry=dry)
+        return found
+
+    def _change(self, call: str, runs: Collection[RunId], arguments: Iterable[Item]) -> list[Problem]:
         def problem(row: Any) -> Problem:
             found = problem_of(row)
             if found.run not in runs:
                 raise Damaged(f"a problem with run {found.run}, which was not to be changed")
             return found
 
-        return list(self._calls.make("commit", each(problem), arguments=(update_item(update) for update in updates)))
+        return list(self._calls.make(call, each(problem), arguments=arguments))
 
     # -- the call
 

@@ -11,6 +11,7 @@ from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
     UPDATE_LIMITS,
+    collected_row,
     info_row,
     known_of,
     label_of,
@@ -20,6 +21,7 @@ from guildsync.agent.values import (
     record_row,
     rows,
     rows_of,
+    run_of,
     scan_item,
     step_row,
     update_of,
@@ -30,6 +32,7 @@ from guildsync.compute.local import steps
 from guildsync.errors import Damaged, GuildsyncError, Unreachable, Usage
 from guildsync.model.manifest import untext
 from guildsync.model.ports import Piece, RawTree, Want
+from guildsync.model.run import RunId
 from guildsync.tree.home import Home
 from guildsync.tree.tree import Tree
 
@@ -223,6 +226,22 @@ def _commit(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[I
     return rows(problem_row(problem) for problem in tree.commit([update_of(item) for item in items]))
 
 
+def _hide(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    return rows(problem_row(problem) for problem in tree.hide(_runs_of(items)))
+
+
+def _reveal(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    return rows(problem_row(problem) for problem in tree.reveal(_runs_of(items)))
+
+
+def _purge(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    return rows(problem_row(problem) for problem in tree.purge(_runs_of(items)))
+
+
+def _collect(tree: RawTree, header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+    return rows([collected_row(tree.collect(None, header.get("dry") is True))])
+
+
 def _audit(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[Item]:
     return rows(problem_row(problem) for problem in tree.audit())
 
@@ -268,6 +287,10 @@ def _all_rows(items: Iterable[Item]) -> Iterator[Any]:
     return (row for item in items for row in rows_of(item))
 
 
+def _runs_of(items: Iterable[Item]) -> List[RunId]:
+    return [run_of(row) for row in _all_rows(items)]
+
+
 def _wants(items: Iterable[Item]) -> List[Want]:
     return [want_of(row) for row in _all_rows(items)]
 
@@ -282,6 +305,10 @@ CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "staging": (ROWS_LIMITS, _staging),
     "gather": (ROWS_LIMITS, _gather),
     "commit": (UPDATE_LIMITS, _commit),
+    "hide": (ROWS_LIMITS, _hide),
+    "reveal": (ROWS_LIMITS, _reveal),
+    "purge": (ROWS_LIMITS, _purge),
+    "collect": (ROWS_LIMITS, _collect),
     "audit": (ROWS_LIMITS, _audit),
     "check": (ROWS_LIMITS, _check),
     "clock": (ROWS_LIMITS, _clock),

@@ -23,8 +23,8 @@ from guildsync.model.manifest import (
     text,
     untext,
 )
-from guildsync.model.ports import Aim, FileInfo, Piece, RawRecord, RawUpdate, Scan, Step, Want
-from guildsync.model.run import Attributes, RunId, checked_run_id
+from guildsync.model.ports import Aim, Collected, FileInfo, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.run import Attributes, RunId, Scalars, checked_run_id
 
 MAX_JSON = 64 << 20
 """Of one item's structured blob: the attributes of a run, the problems of a scan."""
@@ -132,6 +132,7 @@ def record_row(record: RawRecord) -> Any:
     return {
         "run": record.run,
         "deleted": record.deleted,
+        "purged": record.purged,
         "values": _pack(found.values),
         "opref": _encode(found.opref),
         "markers": sorted(found.markers),
@@ -139,6 +140,7 @@ def record_row(record: RawRecord) -> Any:
         "inflight": found.inflight,
         "size": found.size,
         "files": found.files,
+        "scalars": found.scalars,
     }
 
 
@@ -153,8 +155,9 @@ def record_of(row: Any) -> RawRecord:
             _flag(row["inflight"]),
             size,
             files,
+            scalars_of(row["scalars"]),
         )
-        return RawRecord(checked_run_id(row["run"]), attributes, _flag(row["deleted"]))
+        return RawRecord(checked_run_id(row["run"]), attributes, _flag(row["deleted"]), _flag(row["purged"]))
 
 
 def scan_item(scan: Scan) -> Item:
@@ -166,6 +169,7 @@ def scan_item(scan: Scan) -> Item:
         "heads": scan.heads,
         "rivals": scan.rivals,
         "problems": [problem_row(problem) for problem in scan.problems],
+        "scalars": scan.scalars,
     }
     aim = scan.aim or (None, None)
     return [dumps(head), _bytes_of(scan.manifest), _bytes_of(aim[0]), _bytes_of(aim[1])]
@@ -183,18 +187,19 @@ def scan_of(item: Item) -> Scan:
         heads = tuple(_name(name) for name in head["heads"])
         rivals = tuple(checked_digest(rival) for rival in head["rivals"])
         run, settled, alive = checked_run_id(head["run"]), _flag(head["settled"]), _flag(head["alive"])
+        scalars = None if head["scalars"] is None else scalars_of(head["scalars"])
     if manifest is not None and manifest.content != content:
         raise Damaged(f"the manifest of run {run} does not match its digest")
     if any(problem.run != run for problem in problems):
         raise Damaged(f"the scan of run {run} reports on another run")
-    return Scan(run, content, manifest, settled, alive, heads, rivals, aim, problems)
+    return Scan(run, content, manifest, settled, alive, heads, rivals, aim, problems, scalars)
 
 
 def update_item(update: RawUpdate) -> Item:
     head = {
         "run": update.run,
         "attributes": _pack(update.attributes),
-        "markers": _pack(update.markers),
+        "markers": None if update.markers is None else _pack(update.markers),
         "withheld": [text(path) for path in sorted(update.withheld)],
     }
     return [dumps(head), _bytes_of(update.have), _bytes_of(update.want)]
@@ -205,10 +210,33 @@ def update_of(item: Item) -> RawUpdate:
         head = loads(item[0])
         withheld = frozenset(untext(path) for path in head["withheld"])
         attributes = {_name(name): _decode(value) for name, value in head["attributes"].items()}
-        run, markers = checked_run_id(head["run"]), _values(head["markers"])
+        run = checked_run_id(head["run"])
+        markers = None if head["markers"] is None else _values(head["markers"])
     for path in withheld:
         check_path(path)
     return RawUpdate(run, _manifest_of(item[1]), _manifest_of(item[2]), attributes, markers, withheld)
+
+
+def scalars_of(row: Any) -> Scalars:
+    """By tag, finite numbers, or other ones as strings."""
+    with _well_formed("scalars"):
+        for tag, values in row.items():
+            if not isinstance(tag, str) or not all(type(value) in (int, float, str) for value in values.values()):
+                raise ValueError
+        return dict(row)
+
+
+def run_of(row: Any) -> RunId:
+    return checked_run_id(row)
+
+
+def collected_row(found: Collected) -> Any:
+    return list(found)
+
+
+def collected_of(row: Any) -> Collected:
+    with _well_formed("what was collected"):
+        return Collected(*map(_count, row))
 
 
 def info_row(info: FileInfo) -> Any:

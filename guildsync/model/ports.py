@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import (
+    Any,
     Collection,
     FrozenSet,
     Iterable,
@@ -21,7 +22,7 @@ from typing import (
 
 from guildsync.errors import Problem
 from guildsync.model.manifest import Digest, Manifest
-from guildsync.model.run import NO_METADATA, Attributes, Metadata, Record, RunId, Summary
+from guildsync.model.run import NO_METADATA, Attributes, Metadata, Record, RunId, Scalars, Summary
 
 Known = Mapping[RunId, Collection[Digest]]
 """For each run the contents whose manifests the asker has: they need not cross the wire."""
@@ -69,6 +70,18 @@ class Step(NamedTuple):
     exit_code: int = 0
 
 
+class Moment(NamedTuple):
+    """Something that was done to a run, and when that was stored: seconds since the epoch by the replica's own clock,
+    None where nothing says so any more. `what` is `version`, `delete`, `restore`, `purge`, or the field of the metadata
+    that was set (`label`, `marked`, `tag:<t>`, `comment:<id>`), `value` what it says, as JSON can (None: the field was
+    put at rest). `current`: it is part of what holds now."""
+
+    stored: Optional[float]
+    what: str
+    value: Any
+    current: bool
+
+
 @dataclass(frozen=True)
 class Scan:
     """One run's entries as a replica answers for them now.
@@ -76,7 +89,8 @@ class Scan:
     `manifest` is None when its `content` is among the known, or when it cannot be had (then `problems` say why).
     `settled` is False when what lies there needs another commit although nothing differs.
     `heads` names the versions that a commit made from this scan replaces; `rivals` are contents of further heads.
-    `aim` is a commit that never ended (None: all did): such a run is never a source.
+    `aim` is a commit that never ended (None: all did): such a run is never a source. `scalars` are those that the
+    files of `manifest` hold; None where the record says them.
     """
 
     run: RunId
@@ -88,11 +102,12 @@ class Scan:
     rivals: Tuple[Digest, ...] = ()
     aim: Optional[Aim] = None
     problems: Tuple[Problem, ...] = ()
+    scalars: Optional[Scalars] = None
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a run is to become. `want` None: only summary and metadata change.
+    """What a run is to become. `want` None: only summary and metadata change; `summary` None as well: only metadata.
 
     `have` is what the plan was made against (None: the run was not there); where it is no longer so, nothing of
     the run is written. `withheld` are paths of `want` whose bytes could not be had. `metadata_was` is the target's
@@ -102,7 +117,7 @@ class Update:
     run: RunId
     have: Optional[Manifest]
     want: Optional[Manifest]
-    summary: Summary
+    summary: Optional[Summary]
     metadata: Metadata = NO_METADATA
     metadata_was: Metadata = NO_METADATA
     heads: Tuple[str, ...] = ()
@@ -117,19 +132,31 @@ class RawRecord:
     run: RunId
     attributes: Attributes
     deleted: bool = False
+    purged: bool = False
 
 
 @dataclass(frozen=True)
 class RawUpdate:
     """An Update as a Tree takes it. `attributes` maps a metadata attribute to its bytes or None to remove it;
-    `markers` are those that stand afterwards, with their bytes (of LOCK.remote, PENDING, STAGED)."""
+    `markers` are those that stand afterwards, with their bytes (of LOCK.remote, PENDING, STAGED); None leaves them."""
 
     run: RunId
     have: Optional[Manifest]
     want: Optional[Manifest]
     attributes: Mapping[str, Optional[bytes]]
-    markers: Mapping[str, bytes]
+    markers: Optional[Mapping[str, bytes]]
     withheld: FrozenSet[bytes] = frozenset()
+
+
+class Collected(NamedTuple):
+    """What a collection of garbage freed (or would free): `files` of ours, of `bytes` together; what `waiting` ones of
+    `waiting_bytes` a later collection may free, once the grace time is over; how many old `versions` were given up."""
+
+    files: int
+    bytes: int
+    waiting: int = 0
+    waiting_bytes: int = 0
+    versions: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,15 +222,33 @@ class Writes(Protocol):
         """Bytes of objects that `missing` left out because an interrupted sync had brought them."""
 
 
+class Trash(Protocol):
+    """Runs that nobody wants any more, and that can be had back until they are purged. What is asked for and so already
+    is no problem: an interrupted call is made again."""
+
+    def hide(self, runs: Collection[RunId]) -> List[Problem]:
+        """Move living runs to the trash. A run whose process is alive here stays."""
+
+    def reveal(self, runs: Collection[RunId]) -> List[Problem]:
+        """Move runs back from the trash; and let those that were purged come again."""
+
+    def purge(self, runs: Collection[RunId]) -> List[Problem]:
+        """Give up for good what was last listed of these runs, which are in the trash."""
+
+    def collect(self, grace: Optional[float], dry: bool = False) -> Collected:
+        """Free what nothing refers to any more and is older than `grace` seconds (None: what is usual here). Raises
+        Damaged, and removes nothing, where what is needed cannot be told. `dry`: only say what would be freed."""
+
+
 class Source(Reads, Protocol):
     """A replica that can be read."""
 
     def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterable[Record]:
-        """The runs that live here (`deleted`: those in the trash; None: both), as they are now. `sizes`: measure size
-        and files where they are not known."""
+        """The runs that live here (`deleted`: those in the trash; None: both, and those that were purged), as they are
+        now. A run that is in both places lives. `sizes`: measure size, files and scalars where they are not known."""
 
 
-class Target(Source, Writes, Protocol):
+class Target(Source, Writes, Trash, Protocol):
     """A replica that can be written."""
 
     def commit(self, updates: Sequence[Update]) -> List[Problem]:
@@ -232,12 +277,14 @@ class Folder(Protocol):
         """The bytes [start, stop) of a file in pieces, fewer at its end."""
 
 
-class RawTree(Reads, Writes, Protocol):
+class RawTree(Reads, Writes, Trash, Protocol):
     """A Tree, near or far, that moves attributes as bytes."""
 
     def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterable[RawRecord]: ...
 
     def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]: ...
+
+    def history(self, run: RunId) -> Sequence[Moment]: ...
 
     def audit(self) -> Iterator[Problem]: ...
 
@@ -254,6 +301,9 @@ class RawTree(Reads, Writes, Protocol):
 
 class Inspected(Protocol):
     """A replica that can say what is wrong with it."""
+
+    def history(self, run: RunId) -> Sequence[Moment]:
+        """What was done to a run, the newest last, also what counts no longer; empty where no history is kept."""
 
     def audit(self) -> Iterator[Problem]:
         """What is missing, of the wrong size, or was never finished, without reading every byte."""

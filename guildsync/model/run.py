@@ -106,6 +106,10 @@ class Metadata:
 NO_METADATA = Metadata()
 
 
+Scalars = Mapping[str, Mapping[str, Any]]
+"""By tag: first, last, min, max (each with the step it is of, as `first_step`), avg and count."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """What listings and comparisons need of a run without any of its objects; times are microseconds."""
@@ -116,7 +120,7 @@ class Summary:
     stopped: Optional[int] = None
     exit_status: Optional[int] = None
     flags: Mapping[str, Any] = field(default_factory=dict)
-    scalars: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scalars: Scalars = field(default_factory=dict)
     command: Tuple[str, ...] = ()
     source: Optional[Digest] = None
     size: Optional[int] = None
@@ -168,7 +172,8 @@ class Summary:
 class Record:
     """A run as a replica lists it. `content` is None where only a scan can tell; `heads` are the replica's own
     names of the versions that are current, two or more when writers did not see each other. `history` are the contents
-    of the first of them and of all that it replaced; None where no history is kept."""
+    of the first of them and of all that it replaced; None where no history is kept. `purged`: nothing is left of it but
+    that it was here."""
 
     run: RunId
     summary: Summary
@@ -178,6 +183,7 @@ class Record:
     heads: Tuple[str, ...] = ()
     deleted: bool = False
     history: Optional[FrozenSet[Digest]] = None
+    purged: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,10 @@ class Attributes:
     inflight: bool
     size: Optional[int] = None
     files: Optional[int] = None
+    scalars: Scalars = field(default_factory=dict)
+
+
+NO_ATTRIBUTES = Attributes({}, None, frozenset(), False, False)
 
 
 def plain(value: Any) -> Any:
@@ -204,6 +214,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value)
+
+
+def find_scalar(scalars: Mapping[str, Any], name: str) -> Optional[str]:
+    """The tag of a summary's scalars that a person means by `name`: that of this name, else the first, in the order of
+    names, that some directory has of it (`<directory>#<name>`)."""
+    if name in scalars:
+        return name
+    return min((tag for tag in scalars if tag.endswith("#" + name)), default=None)
 
 
 def merge_metadata(base: Metadata, have: Metadata, want: Metadata) -> Tuple[Metadata, List[str]]:

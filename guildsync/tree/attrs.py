@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import uuid
-from typing import Dict, FrozenSet, Mapping, Optional, Tuple
+from typing import Dict, FrozenSet, Mapping, Optional
 
-from guildsync.model.manifest import is_entry_path
 from guildsync.model.run import Attributes
 from guildsync.tree.dirs import Descent, open_directory, write_all
 from guildsync.tree.durable import EACH, Durability
@@ -34,7 +33,7 @@ OURS = ("LOCK.remote", "PENDING", "STAGED")
 _LIMIT = 1 << 20
 
 
-def read_attributes(run_fd: int, inflight: bool, measure: bool = False) -> Attributes:
+def read_attributes(run_fd: int, inflight: bool) -> Attributes:
     """What a listing needs of a run; an attribute that cannot be read counts as absent."""
     values: Dict[str, bytes] = {}
     opref = None
@@ -53,8 +52,7 @@ def read_attributes(run_fd: int, inflight: bool, measure: bool = False) -> Attri
             values = _read_listed(guild) if "attrs" in present else {}
         finally:
             os.close(guild)
-    files, size = _measure(run_fd) if measure else (None, None)
-    return Attributes(values, opref, markers, lock is not None and is_alive(lock), inflight, size, files)
+    return Attributes(values, opref, markers, lock is not None and is_alive(lock), inflight)
 
 
 def alive(run_fd: int) -> bool:
@@ -175,27 +173,3 @@ def _read_listed(guild: int) -> Dict[str, bytes]:
         return {name: data for name, data in found if data is not None}
     finally:
         os.close(attrs)
-
-
-def _measure(fd: int, prefix: bytes = b"") -> Tuple[int, int]:
-    """(files, bytes) of content below a directory, by stat data alone; what cannot be read is not counted."""
-    files = size = 0
-    with os.scandir(fd) as found:
-        entries = list(found)
-    for entry in entries:
-        path = prefix + os.fsencode(entry.name)
-        if not is_entry_path(path):
-            continue
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                below = open_directory(os.fsencode(entry.name), fd)
-                try:
-                    counted = _measure(below, path + b"/")
-                finally:
-                    os.close(below)
-                files, size = files + counted[0], size + counted[1]
-            elif entry.is_file(follow_symlinks=False):
-                files, size = files + 1, size + entry.stat(follow_symlinks=False).st_size
-        except OSError:
-            continue
-    return files, size

@@ -157,16 +157,44 @@ class Home:
     def is_inflight(self, run: RunId) -> bool:
         return os.path.exists(self._inflight(run))
 
+    def inflight_runs(self) -> List[RunId]:
+        return self._noted(b"inflight")
+
+    def _noted(self, kind: bytes) -> List[RunId]:
+        """The runs of which something is noted; what was not yet made durable says nothing."""
+        try:
+            names = os.listdir(os.fsdecode(os.path.join(self.state, kind)))
+        except FileNotFoundError:
+            return []
+        return [RunId(name) for name in names if is_run_id(name)]
+
+    # -- what became of runs
+
     def is_deleted(self, run: RunId) -> bool:
         """In the trash."""
         return os.path.isdir(os.path.join(self.trash, os.fsencode(run)))
 
-    def inflight_runs(self) -> List[str]:
+    def is_purged(self, run: RunId) -> bool:
+        """Was it here, and is it to come back only where somebody asks for it?"""
+        return os.path.exists(self._tombstone(run))
+
+    def purged_runs(self) -> List[RunId]:
+        return self._noted(b"tombstones")
+
+    def note_purged(self, run: RunId) -> None:
+        """Durably."""
+        os.makedirs(os.path.join(self.state, b"tombstones"), mode=0o700, exist_ok=True)
+        write_durably(self._tombstone(run), b"")
+
+    def forget_purged(self, run: RunId) -> None:
         try:
-            names = os.listdir(os.fsdecode(os.path.join(self.state, b"inflight")))
+            os.unlink(self._tombstone(run))
         except FileNotFoundError:
-            return []
-        return [name for name in names if is_run_id(name)]  # a note that was not yet made durable says nothing
+            return
+        sync_path(os.path.join(self.state, b"tombstones"))
+
+    def _tombstone(self, run: RunId) -> bytes:
+        return os.path.join(self.state, b"tombstones", os.fsencode(run))
 
     def aim(self, run: RunId) -> Optional[Aim]:
         """The commit that never ended; None where all did. An unreadable note says only that one did not end."""
@@ -188,6 +216,17 @@ class Home:
                 _sweep(top)
             except OSError:
                 continue  # nothing was ever staged there, or it is not ours to remove
+
+    def left_behind(self) -> List[bytes]:
+        """The directories that `sweep` would remove."""
+        found = []
+        for top in self._staging_tops():
+            try:
+                names = [os.path.join(top, name) for name in os.listdir(top) if is_run_id(os.fsdecode(name))]
+            except OSError:
+                continue  # as in sweep
+            found += [path for path in names if _is_nobodys(path)]
+        return found
 
     def beside_runs(self) -> bytes:
         """A directory of ours on the filesystem of the runs."""
@@ -273,6 +312,18 @@ def _sweep_one(name: bytes, staged: Optional[bytes], top_fd: int) -> None:
         os.close(lock)
 
 
+def _is_nobodys(path: bytes) -> bool:
+    """Is the process that staged here dead, and can nobody go on with it?"""
+    try:
+        lock = os.open(path + b".lock", _OPEN_LOCK)
+    except OSError:
+        return False
+    try:
+        return _try_lock(lock) and not _is_left(path, None, lock)
+    finally:
+        os.close(lock)
+
+
 def _adopted(top: bytes, useful: Callable[[int], bool]) -> Optional[Staging]:
     with Descent(_open_ours(top)) as descent:
         top_fd = descent.at(b"")
@@ -306,7 +357,7 @@ def _adopted_one(top: bytes, name: bytes, top_fd: int, useful: Callable[[int], b
             os.close(fd)
 
 
-def _is_left(name: bytes, top_fd: int, lock: int) -> bool:
+def _is_left(name: bytes, top_fd: Optional[int], lock: int) -> bool:
     """Can somebody go on with it? A log says what lies there, and it is younger than a week by the clock of the
     filesystem, which the file of the lock is given the time of."""
     try:

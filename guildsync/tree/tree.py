@@ -28,6 +28,7 @@ from guildsync.errors import (
     INCOMPLETE,
     MISSING,
     MOVED,
+    PURGED,
     TORN,
     TRASHED,
     UNREADABLE,
@@ -35,21 +36,24 @@ from guildsync.errors import (
     Problem,
 )
 from guildsync.model.manifest import FILE, Digest, Entry, Manifest, digest_of
+from guildsync.model.ports import Collected, Lost, Moment, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.ports import Known as Asked
-from guildsync.model.ports import Lost, Piece, RawRecord, RawUpdate, Scan, Step, Want
-from guildsync.model.run import RunId
+from guildsync.model.run import NO_ATTRIBUTES, RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import sync_path
 from guildsync.tree.durable import Durability
 from guildsync.tree.folder import HomeFolder
 from guildsync.tree.hashing import Cut, Torn
+from guildsync.tree.here import Here
 from guildsync.tree.home import Home, translated
 from guildsync.tree.lane import Lane
+from guildsync.tree.measure import measured, scalars_of
 from guildsync.tree.publish import appear, assemble, assembled_stamps, cut_short, rewrite
 from guildsync.tree.reader import Reader
 from guildsync.tree.scan import Scanned, View, scan
 from guildsync.tree.staged import StagedFiles, Staging, logged
 from guildsync.tree.statcache import TICK_NS, Known, Stamp, StatCache
+from guildsync.tree.trash import HomeTrash
 
 _SYNCERS = 8
 _CHUNK = 64
@@ -72,10 +76,9 @@ class Tree:
         self._home = home
         self._rehash = rehash
         self._view = View(keep_env, cut)
-        self._scans: Dict[RunId, Scanned] = {}
+        self._trash = HomeTrash(home)
+        self._here = Here()
         self._cache = StatCache(home, self._view.name)
-        self._here: Optional[Dict[Digest, Want]] = None
-        self._others: Optional[Dict[Digest, Want]] = None
         self._files: Optional[StagedFiles] = None
         self._lane: Optional[Lane] = None
         self._assembled: Dict[RunId, Dict[bytes, Stamp]] = {}
@@ -111,6 +114,7 @@ class Tree:
 
     def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterator[RawRecord]:
         inflight = frozenset(self._home.inflight_runs())
+        seen: Set[RunId] = set()
         for trashed in (False, True) if deleted is None else (deleted,):
             for run in self._home.run_ids(trashed):
                 try:
@@ -118,9 +122,15 @@ class Tree:
                 except OSError:
                     continue  # it went away since the listing, or is no directory
                 try:
-                    yield RawRecord(run, attrs.read_attributes(fd, run in inflight, sizes), trashed)
+                    if run not in seen:
+                        found = attrs.read_attributes(fd, run in inflight)
+                        yield RawRecord(run, measured(self._home, run, fd, found) if sizes else found, trashed)
+                        seen.add(run)
                 finally:
                     os.close(fd)
+        for run in self._home.purged_runs() if deleted is None else ():
+            if run not in seen:
+                yield RawRecord(run, NO_ATTRIBUTES, deleted=True, purged=True)
 
     def manifests(self, known: Asked) -> Iterator[Scan]:
         self._home.sweep()
@@ -135,22 +145,24 @@ class Tree:
             try:
                 is_alive = attrs.alive(fd)
                 found = self._scan(run, fd, is_alive)
+                is_known = found.content in contents
+                scalars = None if is_known else scalars_of(self._home, run, fd, found.manifest)
             except OSError as exc:
                 yield Scan(run, Digest(""), None, problems=(_failed(run, None, exc),))
                 continue
             finally:
                 os.close(fd)
-            self._scans[run] = found
-            self._here = None
-            content, aim = found.content, self._home.aim(run)
+            self._here.note(run, found)
+            aim = self._home.aim(run)
             yield Scan(
                 run,
-                content,
-                None if content in contents else found.manifest,
+                found.content,
+                None if is_known else found.manifest,
                 settled=not self._home.is_inflight(run),
                 alive=is_alive,
                 aim=cut_short(aim, found.manifest) if aim is not None else None,
                 problems=found.problems,
+                scalars=scalars,
             )
 
     def _scan(self, run: RunId, fd: int, is_alive: bool) -> Scanned:
@@ -187,6 +199,9 @@ class Tree:
     def folder(self) -> HomeFolder:
         return HomeFolder(self._home)
 
+    def history(self, run: RunId) -> Sequence[Moment]:  # noqa: ARG002 - directories are as they are now
+        return ()
+
     def audit(self) -> Iterator[Problem]:
         for run in self._home.inflight_runs():
             yield Problem(run, None, INCOMPLETE, "an earlier sync of this run did not end")
@@ -194,12 +209,8 @@ class Tree:
     def check(self) -> Iterator[Step]:
         there = self._home.exists()
         hint = "" if there else "what is first delivered there makes it"
-        yield Step(
-            "reachable",
-            True,
-            f"{len(self._home.run_ids())} runs at {self._home.text}" if there else "no home yet",
-            hint,
-        )
+        found = f"{len(self._home.run_ids())} runs at {self._home.text}" if there else "no home yet"
+        yield Step("reachable", True, found, hint)
         try:
             self._home.staging().close()
         except GuildsyncError as exc:
@@ -209,6 +220,20 @@ class Tree:
         free = self._home.free_bytes()
         yield Step("space", True, f"{free / 1e9:.1f} GB free", "make room" if free < _LITTLE else "")
 
+    # -- what nobody wants
+
+    def hide(self, runs: Collection[RunId]) -> List[Problem]:
+        return self._trash.hide(runs)
+
+    def reveal(self, runs: Collection[RunId]) -> List[Problem]:
+        return self._trash.reveal(runs)
+
+    def purge(self, runs: Collection[RunId]) -> List[Problem]:
+        return self._trash.purge(runs)
+
+    def collect(self, grace: Optional[float], dry: bool = False) -> Collected:  # noqa: ARG002 - nothing here waits
+        return self._trash.collect(dry)
+
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> Set[Digest]:
@@ -217,26 +242,20 @@ class Tree:
         if self._files is None:
             self._files = self._left_over({want.digest for want in wanted})
         if self._files is not None:
-            self._resumed += self._files.take_over(wanted, self._elsewhere())
+            self._resumed += self._files.take_over(wanted, self._here.objects())
         missing = self._absent(wanted)
-        if self._others is None and sum(missing.values()) >= _MUCH:
-            self._others = self._kept_lists()
-            self._here = None
+        if not self._here.is_wide and sum(missing.values()) >= _MUCH:
+            self._here.widen(self._home.run_ids(), self._remembered)
             missing = self._absent(wanted)
         return set(missing)
 
     def _absent(self, wanted: Collection[Want]) -> Dict[Digest, int]:
-        here, files = self._elsewhere(), self._files
+        here, files = self._here.objects(), self._files
         return {w.digest: w.size for w in wanted if w.digest not in here and (files is None or w.digest not in files)}
 
-    def _kept_lists(self) -> Dict[Digest, Want]:
-        """Where objects lay in runs that were not scanned, as the stat cache knows."""
-        found: Dict[Digest, Want] = {}
-        for run in self._home.run_ids():
-            known = self._cache.load(run) if run not in self._scans else None
-            if known is not None:
-                found.update(_objects(run, known.manifest()))
-        return found
+    def _remembered(self, run: RunId) -> Optional[Manifest]:
+        known = self._cache.load(run)
+        return None if known is None else known.manifest()
 
     def stage(self, pieces: Iterable[Piece]) -> None:
         try:
@@ -283,8 +302,7 @@ class Tree:
                 if not refused:
                     ready.append(update)
             if any(problem.reason == MOVED for problem in problems):
-                self._scans.clear()  # something changed of what was known: another round must not rely on it
-                self._others, self._here = {}, None
+                self._here.forget()  # another round must not rely on it
             problems += self._published(files, ready)
             sync_path(self._home.runs)
         return problems
@@ -314,14 +332,6 @@ class Tree:
             staging.close(keep=True)
             raise
 
-    def _elsewhere(self) -> Dict[Digest, Want]:
-        """Where objects lie in the runs that were scanned; whoever copies them hashes them again."""
-        if self._here is None:
-            self._here = dict(self._others or {})
-            for run, scanned in self._scans.items():
-                self._here.update(_objects(run, scanned.manifest))
-        return self._here
-
     def _refusals(self, update: RawUpdate) -> List[Problem]:
         """Why this update must not be carried out: the run is not what the plan was made for."""
         run = update.run
@@ -330,6 +340,8 @@ class Tree:
         except FileNotFoundError:
             if self._home.is_deleted(run):
                 return [Problem(run, None, TRASHED, "it was deleted here; restore it first")]
+            if self._home.is_purged(run):
+                return [Problem(run, None, PURGED, "it was purged here meanwhile")]
             if update.have is not None:
                 return [Problem(run, None, CHANGED, "it was removed here meanwhile")]
             return []
@@ -349,7 +361,7 @@ class Tree:
     def _build(self, files: StagedFiles, update: RawUpdate) -> List[Problem]:
         problems = []
         for entry in _new_files(update):
-            problem = files.build(update.run, entry, self._elsewhere())
+            problem = files.build(update.run, entry, self._here.objects())
             if problem is not None:
                 problems.append(problem)
         return problems
@@ -386,7 +398,7 @@ class Tree:
         if want is None:
             fd = self._home.open_run(run)
             try:
-                markers = None if attrs.alive(fd) else update.markers
+                markers = None if attrs.alive(fd) else update.markers  # the process sets its own
                 attrs.write_attributes(fd, update.attributes, markers, files.fd)
             finally:
                 os.close(fd)
@@ -403,8 +415,7 @@ class Tree:
             stamps = was.stamps_still_good(want) if was is not None and not was.alive else {}
         known = Known.of(None, want, stamps)
         self._cache.keep(run, known)
-        self._scans[run] = Scanned(known, (), want)
-        self._here = None
+        self._here.note(run, Scanned(known, (), want))
         return []
 
 
@@ -414,15 +425,6 @@ def _spread(pool: Executor, act: Callable[[T], R], items: Sequence[T]) -> List[R
     size = max(1, min(_CHUNK, len(items) // (2 * _SYNCERS)))
     chunks = [items[start : start + size] for start in range(0, len(items), size)]
     return [answer for answers in pool.map(lambda chunk: [act(item) for item in chunk], chunks) for answer in answers]
-
-
-def _objects(run: RunId, manifest: Manifest) -> Dict[Digest, Want]:
-    """Where the objects of a run stand."""
-    return {
-        part.digest: Want(part.digest, part.size, run, entry.path, part.offset)
-        for entry in manifest.entries
-        for part in entry.objects()
-    }
 
 
 def _new_files(update: RawUpdate) -> Iterator[Entry]:

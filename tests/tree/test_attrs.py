@@ -45,13 +45,6 @@ def test_a_listing_reads_what_summary_and_metadata_need(run, fd):
     assert attrs.read_attributes(fd, inflight=True).inflight
 
 
-def test_sizes_are_measured_when_asked_for(run, fd):
-    os.symlink("/etc", run / "link")
-    sizes = [size for kind, _, size, *_ in snapshot(run).values() if kind == "file"]
-    found = attrs.read_attributes(fd, False, measure=True)
-    assert (found.files, found.size) == (len(sizes), sum(sizes))
-
-
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory", "large", "unreadable"])
 def test_an_attribute_that_cannot_be_read_is_absent(run, fd, kind, monkeypatch):
     path = run / ".guild/attrs/label"
