@@ -11,7 +11,20 @@ from typing import Any
 
 from guildsync.errors import Damaged, Problem
 from guildsync.model.manifest import Digest
-from guildsync.model.ports import Known, Lost, Piece, RawRecord, RawTree, RawUpdate, Scan, Step, Update, Want
+from guildsync.model.ports import (
+    Collected,
+    Known,
+    Lost,
+    Moment,
+    Piece,
+    RawRecord,
+    RawTree,
+    RawUpdate,
+    Scan,
+    Step,
+    Update,
+    Want,
+)
 from guildsync.model.run import (
     COMPLETED,
     ERROR,
@@ -24,6 +37,7 @@ from guildsync.model.run import (
     Comment,
     Metadata,
     Record,
+    RunId,
     Summary,
     plain,
 )
@@ -72,6 +86,7 @@ def summary(attributes: Attributes) -> Summary:
         command=tuple(str(word) for word in command) if isinstance(command, list) else (),
         size=attributes.size,
         files=attributes.files,
+        scalars=attributes.scalars,
     )
 
 
@@ -167,6 +182,21 @@ class AttributedTree:
     def commit(self, updates: Sequence[Update]) -> list[Problem]:
         return self._tree.commit([raw_update(update) for update in updates])
 
+    def hide(self, runs: Collection[RunId]) -> list[Problem]:
+        return self._tree.hide(runs)
+
+    def reveal(self, runs: Collection[RunId]) -> list[Problem]:
+        return self._tree.reveal(runs)
+
+    def purge(self, runs: Collection[RunId]) -> list[Problem]:
+        return self._tree.purge(runs)
+
+    def collect(self, grace: float | None, dry: bool = False) -> Collected:
+        return self._tree.collect(grace, dry)
+
+    def history(self, run: RunId) -> Sequence[Moment]:
+        return self._tree.history(run)
+
     def audit(self) -> Iterator[Problem]:
         return self._tree.audit()
 
@@ -175,7 +205,8 @@ class AttributedTree:
 
 
 def record(raw: RawRecord) -> Record:
-    return Record(raw.run, summary(raw.attributes), metadata(raw.attributes), deleted=raw.deleted)
+    known = summary(raw.attributes), metadata(raw.attributes)
+    return Record(raw.run, *known, deleted=raw.deleted, purged=raw.purged)
 
 
 def raw_update(update: Update) -> RawUpdate:
@@ -186,18 +217,18 @@ def raw_update(update: Update) -> RawUpdate:
         update.have,
         update.want,
         {name: data for name, data in now.items() if data != was[name]},
-        _markers(update),
+        None if update.summary is None else _markers(update.summary, update.origin),
         update.withheld,
     )
 
 
-def _markers(update: Update) -> Mapping[str, bytes]:
+def _markers(summary: Summary, origin: str) -> Mapping[str, bytes]:
     markers = {
-        RUNNING: {"LOCK.remote": update.origin.encode(errors="replace")},
+        RUNNING: {"LOCK.remote": origin.encode(errors="replace")},
         PENDING: {"PENDING": b""},
         STAGED: {"STAGED": b""},
     }
-    return markers.get(update.summary.status, {})
+    return markers.get(summary.status, {})
 
 
 def _status(attributes: Attributes, exit_status: int | None) -> str:

@@ -24,6 +24,10 @@ class Usage(GuildsyncError):
     exit_code = 2
 
 
+class Declined(GuildsyncError):
+    """The person was asked, and said no."""
+
+
 class NotFound(GuildsyncError):
     """A remote, a run or a path that was named does not exist."""
 

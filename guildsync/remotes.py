@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,13 +21,14 @@ from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote, 
 from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
 from guildsync.model.ports import Bases, Cache, Folder, Reads, Replica, Step
+from guildsync.model.run import RunId, checked_run_id
 from guildsync.store.cache import NoCache
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home
 from guildsync.tree.kept import HomeBases, HomeCache
 from guildsync.tree.tree import Tree
 
-__all__ = ["Home", "Remote", "bases", "open_remote", "opened_home"]
+__all__ = ["Home", "Listed", "Remote", "bases", "open_remote", "opened_home"]
 
 Warn = Callable[[str], None]
 SESSIONS = 4
@@ -85,11 +87,13 @@ class Remote:
             finally:
                 tree.close()
             return
+        from guildsync.store.checkpoint import GRACE
         from guildsync.store.store import JOBS, Store
 
         files = _files(self.config)
         cache = None if fresh else HomeCache(home, _location(self.config, files))
-        store = Store(files, cache, warn, jobs=jobs or JOBS)
+        grace = self.config.grace if isinstance(self.config, S3Remote) else GRACE
+        store = Store(files, cache, warn, grace, jobs or JOBS)
         try:
             yield store
         finally:
@@ -229,6 +233,26 @@ def _cut(fd: int, start: int, stop: int) -> Iterable[Buffer]:
 
 def bases(home: Home, one: Reads, other: Reads) -> Bases:
     return HomeBases(home, one.aliases, other.aliases)
+
+
+class Listed:
+    """The runs of a remote as they were last listed, kept at home: ids and labels, for whoever must not ask it."""
+
+    def __init__(self, home: Home, remote: Remote) -> None:
+        self._cache = HomeCache(home, f"listed {remote.name} {remote.where}")
+
+    def note(self, runs: Sequence[tuple[RunId, str]]) -> None:
+        data = json.dumps(runs).encode()
+        if data != self._cache.load("listed", "runs"):
+            self._cache.keep("listed", "runs", data)
+
+    def load(self) -> list[tuple[RunId, str]]:
+        """Nothing where it was never listed, or what is kept cannot be read."""
+        try:
+            rows = json.loads(self._cache.load("listed", "runs") or b"[]")
+            return [(checked_run_id(run), str(label)) for run, label in rows]
+        except (ValueError, TypeError, GuildsyncError):
+            return []
 
 
 def _path(config: RemoteConfig) -> str:

@@ -46,8 +46,11 @@ def summary(reading: Reading, commit: str, tables: Iterable[Digest]) -> Commit:
     """Rule K1: the union of all facts of a reading without problems, with their own ids and stamps; forgets nothing."""
     if reading.problems or reading.view.store is None:
         raise ValueError("only what was read whole can be summed up")
-    names = tuple(sorted(reading.names))
-    return Commit(reading.view.store, reading.next_sequence, commit, reading.view.facts, names, tuple(sorted(tables)))
+    names, facts = tuple(sorted(reading.names)), reading.view.facts
+    writers = {version.id.partition("/")[0] for version in facts.versions}
+    writers |= {mark.commit for mark in facts.marks} | {edit.commit for edit in facts.edits}
+    times = tuple(sorted((writer, int(since)) for writer, since in reading.stored.items() if writer in writers))
+    return Commit(reading.view.store, reading.next_sequence, commit, facts, names, tuple(sorted(tables)), times)
 
 
 def superseded(reading: Reading, own: str, grace: float) -> Mapping[str, list[str]]:

@@ -31,10 +31,12 @@ class Draft:
 
     def add(self, update: Update, objects: Objects) -> list[Problem]:
         """The facts of one run; a problem, and none of them, where an object it needs lies nowhere."""
-        if update.want is None:
-            self._restate(update)
-        else:
-            problem = self._publish(update, update.want, objects)
+        if update.summary is not None:
+            problem = None
+            if update.want is None:
+                self._restate(update, update.summary)
+            else:
+                problem = self._publish(update, update.want, update.summary, objects)
             if problem is not None:
                 return [problem]
         self._edit(update)
@@ -66,7 +68,7 @@ class Draft:
                 problems.append(Problem(run, None, TRASHED, "it is stored, in the trash: it was deleted there"))
         return problems
 
-    def _publish(self, update: Update, want: Manifest, objects: Objects) -> Problem | None:
+    def _publish(self, update: Update, want: Manifest, said: Summary, objects: Objects) -> Problem | None:
         manifest = digest_of(want.encode())
         needed = {manifest} | {found.digest for entry in want.entries for found in entry.objects()}
         found = objects.find(needed, self._packs(update.run))
@@ -74,7 +76,7 @@ class Draft:
             lost = min(needed - found.keys())
             return Problem(update.run, None, MISSING, f"the object {lost} was neither staged nor there")
         packs = tuple(sorted({Digest(pack) for pack, _ in found.values()}))
-        summary = canonical(update.summary.to_json()).decode()
+        summary = canonical(said.to_json()).decode()
         heads = self._view.heads(update.run)
         if heads and all(
             (head.manifest, head.content, head.summary) == (manifest, want.content, summary) for head in heads
@@ -89,16 +91,16 @@ class Draft:
         self._claims[update.run] = [Claim(version, packs)]
         return None
 
-    def _restate(self, update: Update) -> None:
+    def _restate(self, update: Update, said: Summary) -> None:
         """The same content under another status: a version that shares everything with the current one."""
         current = self._view.current(update.run)
         claim = self._view.good_claim(current.id) if current is not None else None
         if current is None or claim is None:
             return
         there = summary_of(current)
-        if there.status == update.summary.status:
+        if there.status == said.status:
             return
-        now = replace(update.summary, size=there.size, files=there.files)
+        now = replace(said, size=there.size, files=there.files, scalars=there.scalars)
         version = f"{self._id}/{update.run}"
         summary = canonical(now.to_json()).decode()
         self._versions.append(current._replace(id=version, summary=summary, replaces=tuple(sorted(update.heads))))

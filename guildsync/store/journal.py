@@ -26,7 +26,7 @@ TAG = "tag:"
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NAME = re.compile(rf"([0-9]{{16}})-({_UUID})\Z")
-_OPTIONAL = ("sums", "tables")
+_OPTIONAL = ("sums", "tables", "times")
 _FIRST_LINE = re.compile(rb"guildsync-journal ([0-9]{1,9})(?: ([0-9a-f]{64})\n)?")
 
 
@@ -95,6 +95,7 @@ class Facts:
     edits: frozenset[Edit] = frozenset()
 
 
+NO_FACTS = Facts()
 KINDS = tuple(field.name for field in fields(Facts))
 
 
@@ -109,7 +110,8 @@ class Commit:
     """One immutable object of the journal; `id` is a uuid4.
 
     A checkpoint is a commit whose facts hold all those of other entries: `sums` are their names, `tables` the index
-    objects that go with it, both sorted. Neither is a fact: they save requests, and say what may be deleted."""
+    objects that go with it, `times` when other commits came (seconds since the epoch by the store's clock), all sorted.
+    None of them is a fact: they save requests, and say what may be deleted."""
 
     store: str
     sequence: int
@@ -117,6 +119,7 @@ class Commit:
     facts: Facts
     sums: tuple[str, ...] = ()
     tables: tuple[Digest, ...] = ()
+    times: tuple[tuple[str, int], ...] = ()
 
     @property
     def name(self) -> str:
@@ -149,7 +152,7 @@ def encode(commit: Commit) -> bytes:
     """The commit's bytes. Raises Damaged for a commit that `decode` would refuse: nobody could ever mend it there."""
     facts = {kind: sorted(rows) for kind in KINDS if (rows := getattr(commit.facts, kind))}
     value = {"store": commit.store, "sequence": commit.sequence, "commit": commit.id, "facts": facts}
-    value |= {key: list(names) for key in _OPTIONAL if (names := getattr(commit, key))}
+    value |= {key: list(rows) for key in _OPTIONAL if (rows := getattr(commit, key))}
     try:
         data = canonical(value)
         readable = len(data) <= MAX_DECODED and _commit(json.loads(data)) == commit
@@ -207,7 +210,8 @@ def _commit(value: Any) -> Commit:
     facts = Facts(**{kind: frozenset(map(_FACTS[kind], _list(rows))) for kind, rows in value["facts"].items()})
     store, sequence, commit = (value.get(key) for key in ("store", "sequence", "commit"))
     sums, tables = _ascending(value.get("sums", []), _entry_name), _ascending(value.get("tables", []), checked_digest)
-    found = Commit(_store_id(store), _sequence(sequence), _commit_id(commit), facts, sums, tables)
+    times = _ascending(value.get("times", []), _time)
+    found = Commit(_store_id(store), _sequence(sequence), _commit_id(commit), facts, sums, tables, times)
     if sums and sums[-1] >= found.name:  # else two checkpoints could sum up each other
         raise Damaged("it sums up what sorts after it")
     return found
@@ -243,7 +247,14 @@ def _sequence(value: Any) -> int:
     return value
 
 
-Id = TypeVar("Id", bound=str)
+def _time(value: Any) -> tuple[str, int]:
+    commit, seconds = _list(value, 2)
+    if type(seconds) is not int or not 0 <= seconds < 1 << 53:
+        raise Damaged(f"not a time: {str(seconds)[:80]!r}")
+    return _commit_id(commit), seconds
+
+
+Id = TypeVar("Id", str, Digest, tuple[str, int])
 
 
 def _ascending(value: Any, check: Callable[[Any], Id]) -> tuple[Id, ...]:

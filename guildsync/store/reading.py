@@ -38,14 +38,15 @@ def _now() -> tuple[float, float]:
 class Reading:
     """What the journal says now. With problems some of it could not be read: nobody may write from it (rule V3).
 
-    `names` are all entries that are there, `checkpoints` those of them that sum up others, `modified` the times since
-    when they are there, by the store's clock, in seconds, as far as it says so."""
+    `names` are all entries that are there, `commits` those that were read, `checkpoints` those that sum up others,
+    `modified` the times since when entries are there, by the store's clock, in seconds, as far as it says so."""
 
     view: View
     names: frozenset[str]
     problems: tuple[Problem, ...]
     checkpoints: tuple[Commit, ...] = ()
     modified: Mapping[str, float] = field(default_factory=dict)
+    commits: Mapping[str, Commit] = field(default_factory=dict)
 
     @property
     def next_sequence(self) -> int:
@@ -55,6 +56,14 @@ class Reading:
     def tables(self) -> tuple[Digest, ...]:
         """The index objects that checkpoints name."""
         return tuple(sorted({table for checkpoint in self.checkpoints for table in checkpoint.tables}))
+
+    @property
+    def stored(self) -> dict[str, float]:
+        """When commits came, by their ids, as far as entries that are there, or checkpoints, say so."""
+        times = {name.partition("-")[2]: since for name, since in self.modified.items() if name in self.commits}
+        for commit, since in (row for checkpoint in self.checkpoints for row in checkpoint.times):
+            times[commit] = min(since, times.get(commit, since))
+        return times
 
 
 class Journal:
@@ -73,10 +82,10 @@ class Journal:
         self._known = False
         self._joined: tuple[frozenset[str], View] | None = None
 
-    def read(self) -> Reading:
+    def read(self, whole: bool = False) -> Reading:
         """The union of all entries that a LIST started now shows. An entry that goes away meanwhile was summed up, so
         the LIST is made again (rule L4); so is one that took so long that, where listings have no order, a checkpoint
-        may have been put and what it sums up deleted meanwhile (K4)."""
+        may have been put and what it sums up deleted meanwhile (K4). `whole`: what is summed up is read, too."""
         for _ in range(_ATTEMPTS):
             before = self._clock()
             listed = self._list()
@@ -84,26 +93,28 @@ class Journal:
                 continue
             names = frozenset(listed)
             try:
-                problems = self._load(names)
+                problems = self._load(names, whole)
             except Absent:
                 continue
             known = names & self._commits.keys()
             view = self._view(known)
             if not problems:
                 self._note_position(view, names)
-            checkpoints = tuple(self._commits[name] for name in sorted(known) if self._commits[name].sums)
+            commits = {name: self._commits[name] for name in sorted(known)}
+            checkpoints = tuple(commit for commit in commits.values() if commit.sums)
             modified = {name: size.modified for name, size in listed.items() if size.modified is not None}
-            return Reading(view, names, problems, checkpoints, modified)
+            return Reading(view, names, problems, checkpoints, modified, commits)
         said = f"the journal of {self._files.where} changes each time it is read, or takes too long to be listed"
         raise Unreachable(said, "try again")
 
-    def put(self, commit: Commit) -> None:
-        """Confirmed when it returns. The name never repeats, so putting the same bytes again is harmless."""
+    def put(self, commit: Commit) -> str:
+        """Confirmed when it returns the entry's name, which never repeats: putting the same bytes again is harmless."""
         data = encode(commit)
         self._files.put(f"{DIRECTORY}/{commit.name}", data)
         self._commits[commit.name] = commit
         self._known = True
         self._cache.keep(CACHED, commit.name, data)
+        return commit.name
 
     def is_sound(self, name: str) -> bool:
         """The entry itself is there and whole, not only what this home's cache has of it."""
@@ -122,13 +133,13 @@ class Journal:
         found = ((path.removeprefix(DIRECTORY + "/"), size) for path, size in self._files.list(DIRECTORY).items())
         return {name: size for name, size in found if not name.startswith(".")}
 
-    def _load(self, names: frozenset[str]) -> tuple[Problem, ...]:
-        """Fetch what is listed and not known yet, the newest first; not what a checkpoint that is listed and known sums
-        up, which joining would add nothing to. Such an entry may even be unreadable: nobody needs it."""
+    def _load(self, names: frozenset[str], whole: bool) -> tuple[Problem, ...]:
+        """Fetch what is listed and not known yet, the newest first; unless `whole`, not what a checkpoint that is known
+        sums up, which joining would add nothing to. Such an entry may even be unreadable: nobody needs it."""
         summed = {name for known in names & self._commits.keys() for name in self._commits[known].sums}
         problems: dict[str, Problem] = {}
         left, wave = sorted(names - self._commits.keys(), reverse=True), _WAVE
-        while left := [name for name in left if name not in summed]:
+        while left := [name for name in left if whole or name not in summed]:
             some, left = left[:wave], left[wave:]
             for name, found in zip(some, self._pool.map(self._load_one, some), strict=True):
                 if isinstance(found, Commit):

@@ -9,13 +9,15 @@ from dataclasses import replace
 
 from guildsync.errors import DAMAGED, MISSING, Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
-from guildsync.model.ports import Cache, Known, Lost, Piece, Scan, Step, Update, Want
-from guildsync.model.run import Metadata, Record, RunId
+from guildsync.model.ports import Cache, Collected, Known, Lost, Moment, Piece, Scan, Step, Update, Want
+from guildsync.model.run import NO_METADATA, Metadata, Record, RunId, Summary
 from guildsync.store.cache import NoCache
 from guildsync.store.checkpoint import GRACE, Checkpointer
 from guildsync.store.draft import Draft, good_packs, summary_of
 from guildsync.store.fs import Absent, Files
-from guildsync.store.journal import Version
+from guildsync.store.gc import Collector
+from guildsync.store.history import history
+from guildsync.store.journal import HIDDEN, LIVE, NO_FACTS, Commit, Facts, Mark, Version
 from guildsync.store.objects import Objects
 from guildsync.store.pack import pack_path
 from guildsync.store.reading import FORMAT, FORMAT_NAME, Journal, Reading
@@ -52,6 +54,8 @@ class Store:
         self._first: Future[Reading] | None = self._pool.submit(self._journal.read)
         self._reading: Reading | None = None
         self._listed = False
+        self._shown: View | None = None
+        self._grace = grace
         self._made_id = uuid.uuid4().hex
 
     def close(self) -> None:
@@ -86,11 +90,14 @@ class Store:
     def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[Record]:  # noqa: ARG002 - known
         view = self._read(anew=self._listed).view
         self._listed = True
+        self._shown = view
         for run in view.runs():
-            hidden = view.status(run) == "hidden"
+            hidden = view.status(run) == HIDDEN
             current = view.current(run)
             if current is not None and deleted in (None, hidden):
                 yield _record(view, current, hidden)
+            elif current is None and deleted is None and view.is_purged(run):
+                yield Record(run, Summary(), NO_METADATA, deleted=True, purged=True)
 
     def manifests(self, known: Known) -> Iterator[Scan]:
         view = self._read().view
@@ -130,6 +137,9 @@ class Store:
         for digest, want in left.items():
             missing = Problem(want.run, want.path, MISSING, f"no pack holds the object {digest}")
             yield Lost(want, last.get(digest, missing))
+
+    def history(self, run: RunId) -> Sequence[Moment]:
+        return history(self._read(), run)
 
     def audit(self) -> Iterator[Problem]:
         """Every pack that is needed is there, of its size, with its index; every living version finds its objects."""
@@ -230,6 +240,47 @@ class Store:
         self._stage.forget(after.view.facts)
         self._checkpointer.tidy(after, commit.name)
         return problems + draft.proof(after.view)
+
+    # -- what nobody wants
+
+    def hide(self, runs: Collection[RunId]) -> list[Problem]:
+        self._mark(runs, HIDDEN)
+        view = self._read().view
+        return [Problem(run, None, MISSING, "there is no such run") for run in runs if not view.versions(run)]
+
+    def reveal(self, runs: Collection[RunId]) -> list[Problem]:
+        self._mark(runs, LIVE)
+        return []
+
+    def purge(self, runs: Collection[RunId]) -> list[Problem]:
+        """Rule U1: it names the versions that were listed, not the run: a push that nobody saw lies in the trash."""
+        seen = self._shown or self._read().view
+        versions = frozenset(v.id for run in runs for v in seen.versions(run)) - self._read().view.facts.purged
+        self._mark(runs, HIDDEN, Facts(purged=versions))
+        return []
+
+    def collect(self, grace: float | None, dry: bool = False) -> Collected:
+        if not dry:
+            self._require_writable()
+        if not self._read().names:
+            return Collected(0, 0)
+        collector = Collector(self._files, self._journal, self._objects, self._stage, self._pool)
+        found = collector.collect(self._grace if grace is None else grace, dry)
+        if not dry:
+            reading = self._read(anew=True)
+            self._checkpointer.tidy(reading, max(reading.names))
+        return found
+
+    def _mark(self, runs: Collection[RunId], value: str, facts: Facts = NO_FACTS) -> None:
+        """Rule E1: one commit of marks, for runs that are known and not marked so already."""
+        reading = self._require_writable()
+        view, commit = reading.view, str(uuid.uuid4())
+        news = [run for run in runs if view.versions(run) and view.mark(run) != value]
+        marks = frozenset(Mark(run, value, reading.next_sequence, commit) for run in news)
+        facts = replace(facts, marks=marks)
+        if facts != NO_FACTS and view.store is not None:
+            name = self._journal.put(Commit(view.store, reading.next_sequence, commit, facts))
+            self._checkpointer.tidy(self._read(anew=True), name)
 
     # -- inside
 

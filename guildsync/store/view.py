@@ -75,6 +75,15 @@ class View:
         """The head that listings show and pulls deliver."""
         return next(iter(self.heads(run)), None)
 
+    def versions(self, run: str) -> tuple[Version, ...]:
+        """All versions of a run that anybody ever stored, also purged and void ones, sorted by id."""
+        return tuple(sorted(self._of_run.get(run, ())))
+
+    def past(self, run: str) -> tuple[Version, ...]:
+        """The living versions that the heads go beyond, sorted by id."""
+        heads = {head.id for head in self.heads(run)}
+        return tuple(version for version in self.versions(run) if version.id in self.living - heads)
+
     def history(self, run: str) -> frozenset[Digest]:
         """The contents of the current version and of all that it goes beyond, also purged and void ones."""
         heads = [version.id for version in self.heads(run)[:1]]
@@ -88,8 +97,16 @@ class View:
 
     def status(self, run: str) -> str:
         """`gone` if no version lives, else `hidden` or `live` as the greatest stamp says."""
-        value = self._marks[run].value if run in self._marks else LIVE
-        return value if self.heads(run) else GONE
+        return self.mark(run) if self.heads(run) else GONE
+
+    def mark(self, run: str) -> str:
+        """`hidden` or `live`, as the greatest stamp says, whether a version lives or not."""
+        return self._marks[run].value if run in self._marks else LIVE
+
+    def is_purged(self, run: str) -> bool:
+        """Nobody brought it back since its versions were purged."""
+        purged = any(version.id in self.facts.purged for version in self.versions(run))
+        return purged and not self.heads(run) and self.mark(run) != LIVE
 
     def good_claim(self, version: str) -> Claim | None:
         """The smallest claim none of whose packs is condemned or dropped."""

@@ -1,10 +1,8 @@
-"""Runs where they lie: look at their files, verify."""
+"""Runs where they lie: verify, label, delete, restore, purge, collect."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,24 +10,17 @@ from typing import Any
 from guildsync.errors import (
     DAMAGED,
     MISSING,
-    Damaged,
-    GuildsyncError,
-    NotFound,
     Problem,
-    Usage,
     exit_code_of,
 )
-from guildsync.model.manifest import DIRECTORY, FILE, Digest, Entry, Manifest
-from guildsync.model.ports import Lost, Replica, Source, Want
-from guildsync.model.run import RunId
+from guildsync.model.manifest import Digest
+from guildsync.model.ports import Collected, Lost, Replica, Update, Want
+from guildsync.model.run import Metadata, Record, RunId
 from guildsync.verbs.deliver import wants_of
 from guildsync.verbs.outcome import problem_row
 from guildsync.verbs.sync import Choose
 
 _RUNS_AT_A_TIME = 64
-_BYTES_AT_A_TIME = 16 << 20
-_LOOKED_THROUGH = 2000
-"""Paths among which one is sought that was meant perhaps."""
 
 
 @dataclass
@@ -86,100 +77,89 @@ def _everywhere(problem: Problem, places: Sequence[tuple[RunId, bytes]]) -> Iter
         yield Problem(run, path, problem.reason, problem.detail)
 
 
+@dataclass
+class Acted:
+    """What was done (or, with `--dry-run`, would be) to some of the `chosen` runs: those it was done to, and what went
+    wrong."""
+
+    runs: list[Record] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code_of(self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"runs": [record.run for record in self.runs], "problems": [problem_row(p) for p in self.problems]}
+
+
+Agree = Callable[[Sequence[Record]], None]
+"""Is asked before something is done to these runs, and raises to stop."""
+
+
 @dataclass(frozen=True)
-class Files:
-    """What one run of `source` holds now. With problems the manifest may lack what they name."""
+class Request:
+    """Which runs, who agrees (None: nobody needs to be asked), and whether it is only to be said what would be done."""
 
-    source: Source
-    run: RunId
-    manifest: Manifest
-    problems: tuple[Problem, ...] = ()
-
-    def below(self, path: bytes = b"") -> list[Entry]:
-        """All that lies in the directory `path` (empty: in the run), or the one entry of that path; raises NotFound."""
-        if not path:
-            return list(self.manifest.entries)
-        entry = self._entry(path)
-        if entry.kind != DIRECTORY:
-            return [entry]
-        return [each for each in self.manifest.entries if each.path.startswith(path + b"/")]
-
-    def read(self, path: bytes) -> Iterator[bytes]:
-        """The verified bytes of a file, in order, a few objects in memory at a time.
-
-        Raises NotFound, Usage for what is no file, and Damaged (or another error) behind the last byte that is good.
-        """
-        if not path:
-            raise Usage("that is the directory of the run itself", "name a file in it")
-        entry, whole = self._entry(path), hashlib.sha256()
-        if entry.kind == DIRECTORY:
-            raise Usage(f"{_text(path)} is a directory", "`guildsync ls RUN PATH` shows what is in it")
-        if entry.kind != FILE:
-            raise Usage(f"{_text(path)} is a link to {_text(entry.target or b'')}", "links are kept, not followed")
-        for group in _groups(wants_of(self.run, [entry])):
-            answers = {answer.want.digest: answer for answer in self.source.fetch(_firsts(group))}
-            for want in group:
-                answer = answers.get(want.digest)
-                if answer is None or isinstance(answer, Lost):
-                    raise _error(answer.problem if answer else Problem(self.run, path, MISSING, "a part is not there"))
-                whole.update(answer.data)
-                yield answer.data
-        if whole.hexdigest() != entry.digest:
-            raise Damaged(f"{_text(path)}: its parts are good, but not those of the file that was stored")
-
-    def _entry(self, path: bytes) -> Entry:
-        entry = self.manifest.by_path.get(path)
-        if entry is not None:
-            return entry
-        for problem in self.problems:
-            if problem.run == self.run and problem.path == path:
-                raise _error(problem)
-        paths = [_text(each.path) for each in self.manifest.entries[:_LOOKED_THROUGH]]
-        near = difflib.get_close_matches(_text(path), paths, 1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise NotFound(f"run {self.run[:8]} has no {_text(path)!r}{meant}", "`guildsync ls RUN` shows what it has")
+    choose: Choose
+    agree: Agree | None = None
+    dry_run: bool = False
 
 
-def look(replica: Replica, choose: Choose) -> Files:
-    """The files of the one run that is chosen; raises NotFound, Usage for several, Damaged."""
-    records = choose(list(replica.runs()))
-    if len(records) != 1:
-        raise Usage(f"{len(records)} runs are named", "name one") if records else NotFound("there are no runs")
-    run = records[0].run
-    for scan in replica.manifests({run: ()}):
-        problems = (*replica.problems, *scan.problems)
-        if scan.manifest is not None:
-            return Files(replica, run, scan.manifest, problems)
-        if scan.problems:
-            raise _error(scan.problems[0])
-    raise NotFound(f"run {run[:8]} went away")
+def edit(replica: Replica, request: Request, change: Callable[[Metadata], Metadata]) -> Acted:
+    """Make the metadata of the chosen runs what `change` says; those that are so already stay untouched."""
+    records = request.choose(list(replica.runs()))
+    now = {record.run: change(record.metadata) for record in records}
+    news = [record for record in records if now[record.run] != record.metadata]
+
+    def write(runs: Collection[RunId]) -> list[Problem]:
+        updates = (Update(r.run, None, None, None, now[r.run], r.metadata) for r in news if r.run in runs)
+        return replica.commit(list(updates))
+
+    return _done(request, news, write)
 
 
-def _groups(wants: Iterable[Want]) -> Iterator[list[Want]]:
-    """In order, so many at a time that their different objects fit into the memory we allow."""
-    group: list[Want] = []
-    sizes: dict[Digest, int] = {}
-    for want in wants:
-        if group and want.digest not in sizes and sum(sizes.values()) + want.size > _BYTES_AT_A_TIME:
-            yield group
-            group, sizes = [], {}
-        group.append(want)
-        sizes[want.digest] = want.size
-    if group:
-        yield group
+def delete(replica: Replica, request: Request, permanent: bool = False) -> Acted:
+    """Move the chosen runs to the trash; `permanent`: and give them up for good."""
+    return _done(request, _listed(replica, request), replica.hide, *([replica.purge] if permanent else []))
 
 
-def _firsts(wants: Sequence[Want]) -> list[Want]:
-    return list({want.digest: want for want in reversed(wants)}.values())[::-1]
+def restore(replica: Replica, request: Request) -> Acted:
+    """Move the chosen runs back from the trash."""
+    return _done(request, _listed(replica, request, deleted=True), replica.reveal)
 
 
-def _error(problem: Problem) -> GuildsyncError:
-    """A problem that ends the operation, because it is about all that was asked for."""
-    place = _text(problem.path) if problem.path is not None else f"run {problem.run[:8]}"
-    if problem.reason in (DAMAGED, MISSING):
-        return Damaged(f"{place}: {problem.detail}", "`guildsync verify` shows all that is damaged")
-    return GuildsyncError(f"{place}: {problem.detail}", "try again")
+def purge(replica: Replica, request: Request) -> Acted:
+    """Give up the chosen runs of the trash for good."""
+    return _done(request, _listed(replica, request, deleted=True), replica.purge)
 
 
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+def collect(
+    replica: Replica, grace: float | None, agree: Callable[[Collected], None] | None = None, dry_run: bool = False
+) -> Collected:
+    """Free what nothing refers to any more and is older than `grace` seconds (None: what is usual there). `agree` is
+    told what that is, and raises to stop."""
+    if dry_run or agree is not None:
+        found = replica.collect(grace, dry=True)
+        if dry_run:
+            return found
+        if agree is not None:
+            agree(found)
+    return replica.collect(grace)
+
+
+def _listed(replica: Replica, request: Request, deleted: bool = False) -> Sequence[Record]:
+    """Whoever is asked wants to know how much it is."""
+    return request.choose(list(replica.runs(deleted, sizes=request.agree is not None)))
+
+
+def _done(request: Request, records: Sequence[Record], *acts: Callable[[Collection[RunId]], list[Problem]]) -> Acted:
+    """Each act is for the runs that all before it succeeded with."""
+    acted = Acted(list(records))
+    if records and request.agree is not None and not request.dry_run:
+        request.agree(records)
+    for act in acts if records and not request.dry_run else ():
+        acted.problems += act([record.run for record in acted.runs])
+        failed = {problem.run for problem in acted.problems}
+        acted.runs = [record for record in acted.runs if record.run not in failed]
+    return acted

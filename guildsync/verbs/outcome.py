@@ -12,8 +12,9 @@ from guildsync.model.manifest import text
 
 @dataclass
 class Outcome:
-    """`runs` and `files` were delivered, `same` runs were there already; bytes are of files' content: all that was to
-    be delivered, what of it crossed, what the target had already, and what of that an interrupted sync had brought."""
+    """`runs` and `files` were delivered, `same` runs were there already, `skipped` were deleted there; bytes are of
+    files' content: all that was to be delivered, what of it crossed, what the target had already, and what of that an
+    interrupted sync had brought."""
 
     runs: int = 0
     files: int = 0
@@ -23,6 +24,7 @@ class Outcome:
     bytes_reused: int = 0
     bytes_resumed: int = 0
     removed: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     requests: int | None = None
     problems: list[Problem] = field(default_factory=list)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from guildsync.errors import (
     ALIVE,
     CHANGED,
-    CONFLICT,
-    MISSING,
     MOVED,
     NOT_KEPT,
     TORN,
@@ -20,7 +18,7 @@ from guildsync.errors import (
 from guildsync.errors import (
     INCOMPLETE as DID_NOT_END,
 )
-from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest, digest_of, same
+from guildsync.model.manifest import DIRECTORY, NOTHING, Digest, Manifest, digest_of, same
 from guildsync.model.plan import (
     SOURCE,
     TARGET,
@@ -36,7 +34,21 @@ from guildsync.model.plan import (
     tails_to_compare,
 )
 from guildsync.model.ports import Base, Bases, Piece, Scan, Source, Target, Update, Want
-from guildsync.model.run import INCOMPLETE, NO_METADATA, Record, RunId, Summary, agreed_metadata, merge_metadata
+from guildsync.model.run import NO_METADATA, Record, RunId, agreed_metadata, merge_metadata
+from guildsync.verbs.both import (
+    Both,
+    Intent,
+    arrived,
+    conflict,
+    field_name,
+    manifest_of,
+    rivalry,
+    same_as,
+    status_news,
+    summary_of,
+    trusted,
+    went_away,
+)
 from guildsync.verbs.deliver import Carrier, Delivery, wants_of
 from guildsync.verbs.outcome import Clock, Outcome, Progress
 
@@ -49,56 +61,37 @@ Choose = Callable[[Sequence[Record]], Sequence[Record]]
 
 
 @dataclass(frozen=True)
+class Removals:
+    """What a sync is about to remove at the target: files and their bytes, in so many runs."""
+
+    runs: int
+    files: int
+    size: int
+
+
+def _nothing_comes_back(_: RunId) -> bool:
+    return False
+
+
+def _anything_goes(_: Removals) -> None:
+    pass
+
+
+@dataclass(frozen=True)
 class Options:
-    """What a person asked for. `choose` picks among the source's runs; `origin` names the source in what the target
-    notes about a run that still runs there; `max_delete` lifts the safety stop up to that many files."""
+    """What a person asked for. `choose` picks among the source's runs, which have sizes and scalars where it wants
+    `details`; `origin` names the source in what the target notes about a run that still runs there; `max_delete` lifts
+    the safety stop up to that many files. `revives`: is a run brought back that was deleted at the target? `agree` is
+    asked before anything is removed there, and raises to stop."""
 
     choose: Choose = field(default=lambda records: records)
     policy: Policy = field(default_factory=Policy)
     max_delete: int | None = None
     dry_run: bool = False
     origin: str = ""
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What is to happen to one run, and the base both sides share once it has."""
-
-    update: Update
-    plan: Plan
-    have: Manifest
-    base: Base
-    problems: tuple[Problem, ...]
-    delivery: Delivery
-
-
-@dataclass(frozen=True)
-class _Both:
-    """One run as both sides list and scan it. `there` and `have` are None where the target does not have it."""
-
-    record: Record
-    want: Scan
-    there: Record | None
-    have: Scan | None
-    base: Base | None
-    told: Base | None
-
-    @property
-    def wanted(self) -> Manifest | None:
-        """The source's manifest, also where it was left out because a base has it; None where it cannot be had."""
-        return _manifest(self.want, self.told, self.base)
-
-    @property
-    def untouched(self) -> bool:
-        """Is everything on both sides as the base says? Then nothing needs to be decoded to know so."""
-        base, have, there = self.base, self.have, self.there
-        if base is None or have is None or there is None:
-            return False
-        same_files = self.want.content == have.content == base.content and have.settled
-        same_words = self.record.metadata == there.metadata == base.metadata
-        same_status = self.record.summary.status == there.summary.status == base.status
-        plain = not (self.want.rivals or have.rivals or self.want.aim or self.want.problems)
-        return same_files and same_words and same_status and plain
+    details: bool = False
+    revives: Callable[[RunId], bool] = _nothing_comes_back
+    agree: Callable[[Removals], None] = _anything_goes
 
 
 class Sync:
@@ -128,6 +121,9 @@ class Sync:
             problems: list[Problem] = []
             intents = self._decide(records, there, problems)
             guard([(i.update.run, i.plan, i.have) for i in intents], self._options.max_delete)
+            removals = _removals(intents)
+            if removals.files and not self._options.dry_run:
+                self._options.agree(removals)
             problems += self._deliver(intents)
             again = frozenset(RunId(problem.run) for problem in problems if problem.reason in _AGAIN)
             outcome.report(problem for problem in problems if last or problem.run not in again)
@@ -142,20 +138,28 @@ class Sync:
     # -- read both sides
 
     def _list(self, chosen: frozenset[RunId] | None) -> tuple[list[Record], dict[RunId, Record]]:
-        """The chosen runs of the source that are not in the trash at the target, and what the target has."""
-        living = list(self._source.runs())
+        """The chosen runs of the source that were not deleted at the target, or are to come back; what lives there."""
+        listed = list(self._source.runs(sizes=self._options.details))
         if chosen is None:
-            records = list(self._options.choose(living))
+            records = list(self._options.choose(listed))
         else:
-            records = [record for record in living if record.run in chosen]
+            records = [record for record in listed if record.run in chosen]
         there = {record.run: record for record in self._target.runs(deleted=None)}
-        deleted = {run for run, record in there.items() if record.deleted}
-        skipped = [record.run for record in records if record.run in deleted]
-        if skipped and chosen is None:
-            self._outcome.notes.append(f"{len(skipped)} runs are deleted there and were left out: {_some(skipped)}")
-        return [record for record in records if record.run not in deleted], there
+        first = chosen is None
+        revived = [r.run for r in records if first and _is_deleted(there, r.run) and self._options.revives(r.run)]
+        if revived and not self._options.dry_run:
+            self._outcome.report(self._target.reveal(revived))
+            there = {record.run: record for record in self._target.runs(deleted=None)}
+            revived = [run for run in revived if not _is_deleted(there, run)]
+        skipped = [r.run for r in records if _is_deleted(there, r.run) and r.run not in revived]
+        if first:
+            self._outcome.skipped = len(skipped)
+            self._outcome.notes += _told(skipped, "deleted there and left out") + _told(revived, "brought back there")
+        out = frozenset(skipped)
+        there = {run: record for run, record in there.items() if not record.deleted}
+        return [record for record in records if record.run not in out], there
 
-    def _pairs(self, records: Sequence[Record], there: dict[RunId, Record]) -> Iterable[_Both]:
+    def _pairs(self, records: Sequence[Record], there: dict[RunId, Record]) -> Iterable[Both]:
         bases = {}
         for record in records:
             other = there.get(record.run)
@@ -168,12 +172,12 @@ class Sync:
             run = record.run
             want, have, base, told = wants.get(run), haves.get(run), bases[run], bases[run]
             if want is None:
-                yield _Both(record, Scan(run, _NO_CONTENT, None, problems=(_gone(run),)), None, None, None, None)
+                yield Both(record, Scan(run, _NO_CONTENT, None, problems=(went_away(run),)), None, None, None, None)
                 continue
             if have is not None and (base is None or have.content != base.content):
                 base = self._bases.load(run, have.content)
             other = there.get(run) if have else None
-            yield _Both(record, want, other, have, _trusted(base, record, other) if other else None, told)
+            yield Both(record, want, other, have, trusted(base, record, other) if other else None, told)
 
     # -- decide
 
@@ -187,13 +191,13 @@ class Sync:
                 intents.append(intent)
         return intents
 
-    def _intent(self, both: _Both, problems: list[Problem]) -> Intent | None:
+    def _intent(self, both: Both, problems: list[Problem]) -> Intent | None:
         run, want, have = both.record.run, both.want, both.have
         if both.untouched:
             self._outcome.same += 1
             return None
         wanted = both.wanted
-        there = NOTHING if have is None else _manifest(have, both.told, both.base) or _same_as(have, wanted)
+        there = NOTHING if have is None else manifest_of(have, both.told, both.base) or same_as(have, wanted)
         if wanted is None or there is None:
             problems += have.problems if have is not None else ()
             return None
@@ -202,24 +206,24 @@ class Sync:
                 Problem(run, None, DID_NOT_END, "an earlier sync to here did not end; sync it from there first")
             )
             return None
-        problems += _rivalry(run, want.rivals)
+        problems += rivalry(run, want.rivals)
         if have is not None and have.content in want.rivals and self._options.policy.resolve is None:
             return None  # one of the versions in conflict is the target's own
         if have is not None and have.rivals and (self._options.policy.resolve is None or self._leaves_out):
-            problems += _rivalry(run, have.rivals)  # only as a whole can a run be the next version of all of them
+            problems += rivalry(run, have.rivals)  # only as a whole can a run be the next version of all of them
             return None
         plan, base = self._plan(both, there, wanted)
         if plan.clashes:
-            problems += [_conflict(run, clash) for clash in plan.clashes]
+            problems += [conflict(run, clash) for clash in plan.clashes]
             return None
         return self._settled_or_intent(both, plan, there, wanted, base)
 
-    def _plan(self, both: _Both, there: Manifest, wanted: Manifest) -> tuple[Plan, Manifest | None]:
+    def _plan(self, both: Both, there: Manifest, wanted: Manifest) -> tuple[Plan, Manifest | None]:
         base = both.base.manifest if both.base is not None else None
         if both.have is not None and both.have.aim is not None:
             base = continued(base, there, *both.have.aim)
             if not self._options.dry_run:
-                self._bases.save(both.record.run, _arrived(both, base))
+                self._bases.save(both.record.run, arrived(both, base))
         policy = self._options.policy
         if any(problem.reason not in _DELIVERED for problem in both.want.problems):
             policy = replace(policy, delete=False)  # what could not be read is not gone
@@ -255,14 +259,16 @@ class Sync:
         return all(digest_of(data[found.offset - start :][: found.size]) == found.digest for found in short)
 
     def _settled_or_intent(
-        self, both: _Both, plan: Plan, there: Manifest, wanted: Manifest, base: Manifest | None
+        self, both: Both, plan: Plan, there: Manifest, wanted: Manifest, base: Manifest | None
     ) -> Intent | None:
         """The intent, or None where both sides are as they should be (then that is the new base)."""
         record, have, known = both.record, both.have, both.there
         was = known.metadata if known is not None else NO_METADATA
         shared = both.base.metadata if both.base is not None else NO_METADATA
         metadata, overruled = merge_metadata(shared, was, record.metadata)
-        self._outcome.notes += [f"run {record.run[:8]}: the {_field(name)} there was replaced" for name in overruled]
+        self._outcome.notes += [
+            f"run {record.run[:8]}: the {field_name(name)} there was replaced" for name in overruled
+        ]
         files = bool(plan.changes) or have is None or not have.settled or bool(have.rivals)
         alive: tuple[Problem, ...] = ()
         if plan.changes and have is not None and have.alive:
@@ -275,7 +281,7 @@ class Sync:
             record.summary.status,
             {result.content, wanted.content},
         )
-        if not files and metadata == was and not _status_news(both):
+        if not files and metadata == was and not status_news(both):
             if alive:
                 self._outcome.report(alive)
             else:
@@ -287,7 +293,7 @@ class Sync:
             record.run,
             have=there if have is not None else None,
             want=result if files else None,
-            summary=_summary(both, plan, result),
+            summary=summary_of(both, plan, result),
             metadata=metadata,
             metadata_was=was,
             heads=have.heads if have is not None else (),  # several: all of one content, or to be resolved
@@ -353,78 +359,24 @@ def _contents(base: Base | None) -> tuple[Digest, ...]:
     return (base.content,) if base is not None else ()
 
 
-def _manifest(scan: Scan, *bases: Base | None) -> Manifest | None:
-    """The manifest of a scan, also where it was left out because a base has it; None where it cannot be had."""
-    if scan.manifest is not None:
-        return scan.manifest
-    return next((base.manifest for base in bases if base is not None and base.content == scan.content), None)
-
-
-def _same_as(scan: Scan, other: Manifest | None) -> Manifest | None:
-    return other if other is not None and other.content == scan.content else None
-
-
-def _trusted(base: Base | None, *records: Record) -> Base | None:
-    """No base where a side's history knows nothing of it: it went back in time, and what it lacks was not removed."""
-    histories = [record.history for record in records if record.history is not None]
-    return base if base is not None and all(history & base.seen for history in histories) else None
-
-
-def _arrived(both: _Both, manifest: Manifest) -> Base:
-    """The base that a commit which never ended left behind."""
-    base = both.base or Base.of(NOTHING, NO_METADATA, "")
-    return Base.of(manifest, base.metadata, base.status, {*base.seen, both.want.content})
-
-
-def _status_news(both: _Both) -> bool:
-    """Does the source know of a status that the target does not? Where it has not changed here since the last sync,
-    it is the target that knows better."""
-    if both.there is None or both.record.summary.status == both.there.summary.status:
-        return False
-    return both.base is None or both.base.status != both.record.summary.status
-
-
-def _summary(both: _Both, plan: Plan, result: Manifest) -> Summary:
-    """The source's, unless the target keeps attributes of its own; sizes are those of what the run becomes."""
-    kept = any(path.startswith(b".guild/attrs/") for path in plan.left)
-    there = both.there.summary if both.there is not None else None
-    summary = there if kept and there is not None else both.record.summary
-    status = both.record.summary.status
-    if there is not None and there.status != INCOMPLETE and not _status_news(both):
-        status = there.status
-    return replace(summary, status=status, size=result.size, files=result.files)
-
-
 def _sizes(deliveries: Iterable[Delivery], missing: set[Digest]) -> Iterable[int]:
     return {w.digest: w.size for d in deliveries for w in (*d.wants, *d.own_wants) if w.digest in missing}.values()
 
 
-def _gone(run: RunId) -> Problem:
-    return Problem(run, None, MISSING, "it went away while it was being read")
+def _is_deleted(there: dict[RunId, Record], run: RunId) -> bool:
+    return run in there and there[run].deleted
 
 
-def _rivalry(run: RunId, rivals: Sequence[Digest]) -> list[Problem]:
-    if not rivals:
+def _removals(intents: Iterable[Intent]) -> Removals:
+    gone = [[c.have for c in intent.plan.removals if c.have and c.have.kind != DIRECTORY] for intent in intents]
+    sizes = [entry.size for entries in gone for entry in entries]
+    return Removals(sum(1 for entries in gone if entries), len(sizes), sum(sizes))
+
+
+def _told(runs: Sequence[RunId], what: str) -> list[str]:
+    if not runs:
         return []
-    detail = f"{len(rivals) + 1} versions of it were stored by writers that did not see each other: sync with --resolve"
-    return [Problem(run, None, CONFLICT, detail)]
-
-
-def _conflict(run: RunId, clash: Clash) -> Problem:
-    both = f"at the source {_version(clash.want)}, at the target {_version(clash.have)}"
-    return Problem(run, clash.path, CONFLICT, f"{both}: both changed since the last sync")
-
-
-def _version(entry: Entry | None) -> str:
-    if entry is None:
-        return "removed"
-    if entry.kind == FILE:
-        return f"{entry.size} bytes {(entry.digest or '')[:12]} mode {entry.mode:o}"
-    return f"a directory of mode {entry.mode:o}" if entry.kind == DIRECTORY else "a link"
-
-
-def _field(name: str) -> str:
-    return name.partition(":")[0]
+    return [f"{len(runs)} {'run was' if len(runs) == 1 else 'runs were'} {what}: {_some(runs)}"]
 
 
 def _some(runs: Sequence[RunId]) -> str:
