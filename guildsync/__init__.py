@@ -10,9 +10,13 @@ __version__ = VERSION
 
 _API = (
     "LOCAL",
+    "Acted",
     "Choice",
+    "Collected",
     "Context",
+    "Difference",
     "Filters",
+    "Moment",
     "Options",
     "Outcome",
     "Paths",
@@ -20,12 +24,18 @@ _API = (
     "Progress",
     "Record",
     "Remote",
+    "Request",
+    "Scope",
+    "Survey",
     "Verified",
     "open_context",
 )
 """Names of `guildsync.api`, imported when they are first asked for: the modules that travel need none of it."""
 
-__all__ = ["__version__", "remote", *_API]  # noqa: PLE0604 -- they are all text
+_PARSERS = ("parse_expression", "parse_range")
+"""What makes parts of Filters out of text: imported by the few commands that are given some."""
+
+__all__ = ["__version__", "remote", *_API, *_PARSERS]  # noqa: PLE0604 -- they are all text
 
 
 def remote(name: str) -> Any:
@@ -40,8 +50,12 @@ def __getattr__(name: str) -> Any:
         from guildsync import api
 
         return getattr(api, name)
+    if name in _PARSERS:
+        from guildsync.model import expression, timerange
+
+        return expression.parse if name == "parse_expression" else timerange.parse
     raise AttributeError(f"module 'guildsync' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_API})
+    return sorted({*globals(), *_API, *_PARSERS})

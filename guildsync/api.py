@@ -6,27 +6,36 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
 from guildsync.errors import GuildsyncError, NotFound, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
-from guildsync.model.ports import Replica, Step
-from guildsync.model.run import Record
-from guildsync.model.select import Filters, newest_first, select
-from guildsync.remotes import Home, Remote, bases, open_remote, opened_home
+from guildsync.model.ports import Collected, Moment, Replica, Step
+from guildsync.model.run import Metadata, Record, RunId
+from guildsync.model.select import Filters, names_by_id, newest_first, select
+from guildsync.remotes import Home, Listed, Remote, bases, open_remote, opened_home
 from guildsync.verbs import lifecycle
-from guildsync.verbs.lifecycle import Files, Verified
+from guildsync.verbs.difference import Difference, Scope, difference
+from guildsync.verbs.files import Files, look
+from guildsync.verbs.lifecycle import Acted, Request, Verified
 from guildsync.verbs.outcome import Outcome, Progress
-from guildsync.verbs.sync import Options, Sync
+from guildsync.verbs.survey import Found, Place, Question, Survey, nothing_at, survey
+from guildsync.verbs.sync import Options, Removals, Sync
 
 __all__ = [
     "LOCAL",
+    "Acted",
     "Choice",
+    "Collected",
     "Context",
+    "Difference",
     "Files",
     "Filters",
+    "Found",
+    "Moment",
     "Options",
     "Outcome",
     "Paths",
@@ -34,6 +43,10 @@ __all__ = [
     "Progress",
     "Record",
     "Remote",
+    "Removals",
+    "Request",
+    "Scope",
+    "Survey",
     "Verified",
     "open_context",
 ]
@@ -59,6 +72,15 @@ class Choice:
         """The chosen ones, newest first; raises NotFound where something that was named matches nothing."""
         listed = [record for record in newest_first(records) if self.filters.matches(record)]
         return select(listed, self.selectors) if self.selectors else listed
+
+    @property
+    def needs_details(self) -> bool:
+        """Do the filters ask for what a plain listing of directories does not say?"""
+        return self.filters.needs_sizes
+
+    def names(self, run: RunId) -> bool:
+        """Is this run named by its id, or the beginning of it?"""
+        return names_by_id(self.selectors, run)
 
 
 def open_context(
@@ -139,20 +161,58 @@ class Context:
     def runs(
         self, remote: str = LOCAL, choice: Choice = Choice(), *, deleted: bool = False, sizes: bool = False
     ) -> list[Record]:
-        """The chosen runs of a remote or of the home, newest first."""
-        there = self.remote(remote)
-        with self._opened(there) as replica:
-            _require(replica, there.where)
-            return choice(list(replica.runs(deleted, sizes)))
+        """The chosen runs of a remote or of the home, newest first. `sizes`: with their sizes, files and scalars, which
+        are also there where the filters look at them."""
+        with self._there(remote) as replica:
+            return choice(list(replica.runs(deleted, sizes or choice.needs_details)))
+
+    def survey(
+        self,
+        remotes: Sequence[str],
+        choice: Choice = Choice(),
+        *,
+        deleted: bool = False,
+        sizes: bool = False,
+        limit: int | None = None,
+        compare: bool = True,
+    ) -> Survey:
+        """The chosen runs of several places, the newest first, at most `limit`. All places are asked at the same time;
+        one that cannot be asked is a trouble of its own. `compare`: tell how each run compares with the one of that id
+        in this home. Selectors are understood place by place. What there is of remotes is noted for `known`."""
+        question = Question(
+            choice.filters, choice.selectors, deleted, sizes or choice.needs_details, limit, compare=compare
+        )
+        return survey([self._place(name) for name in remotes], self._place(LOCAL), partial(bases, self.home), question)
+
+    def known(self, remote: str = LOCAL) -> list[tuple[RunId, str]]:
+        """The runs of a remote when they were last listed here, the newest first, each with its label; those of the
+        home as they are now. Nothing but the home is asked."""
+        if remote == LOCAL:
+            return _labelled(self.runs())
+        return Listed(self.home, self.remote(remote)).load()
+
+    def info(
+        self, remote: str = LOCAL, choice: Choice = Choice(("@latest",)), *, deleted: bool = False
+    ) -> tuple[Record, Sequence[Moment]]:
+        """One run, with sizes, and what was done to it: nothing where no history is kept. Raises NotFound, Usage where
+        several are chosen."""
+        with self._there(remote) as replica:
+            found = choice(list(replica.runs(deleted, sizes=True)))
+            if len(found) != 1:
+                raise Usage(f"{len(found)} runs are named", "name one") if found else NotFound("there are no runs")
+            return found[0], replica.history(found[0].run)
+
+    def diff(self, remote: str, one: Choice, other: Choice, scope: Scope = Scope()) -> Difference:
+        """What differs from one run to another of the same place. Raises NotFound, Usage where several are chosen."""
+        with self._there(remote) as replica:
+            return difference(replica, one, other, scope)
 
     @contextmanager
     def look(self, remote: str = LOCAL, choice: Choice = Choice(("@latest",))) -> Iterator[Files]:
         """The files of one run where it lies; they can be read until the end of the `with`. Raises NotFound, Usage
         where several are chosen, Damaged."""
-        there = self.remote(remote)
-        with self._opened(there) as replica:
-            _require(replica, there.where)
-            yield lifecycle.look(replica, choice)
+        with self._there(remote) as replica:
+            yield look(replica, choice)
 
     def verify(self, remote: str, choice: Choice = Choice(), *, quick: bool = False) -> Verified:
         """Do all bytes match their digests, as a client without any cache finds them?"""
@@ -160,6 +220,38 @@ class Context:
         with there.opened(self.home, self.warn, fresh=True, jobs=self.jobs) as replica:
             _require(replica, there.where)
             return lifecycle.verify(replica, choice, quick)
+
+    def edit(self, remote: str, request: Request, change: Callable[[Metadata], Metadata]) -> Acted:
+        """Make the metadata of runs what `change` says, where they lie."""
+        with self._there(remote) as replica:
+            return lifecycle.edit(replica, request, change)
+
+    def delete(self, remote: str, request: Request, *, permanent: bool = False) -> Acted:
+        """Move runs to the trash of where they lie; `permanent`: and give them up for good."""
+        with self._there(remote) as replica:
+            return lifecycle.delete(replica, request, permanent)
+
+    def restore(self, remote: str, request: Request) -> Acted:
+        """Move runs back from the trash."""
+        with self._there(remote) as replica:
+            return lifecycle.restore(replica, request)
+
+    def purge(self, remote: str, request: Request) -> Acted:
+        """Give up runs of the trash for good."""
+        with self._there(remote) as replica:
+            return lifecycle.purge(replica, request)
+
+    def collect(
+        self,
+        remote: str,
+        grace: float | None = None,
+        agree: Callable[[Collected], None] | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Free what nothing there refers to any more and is older than `grace` seconds (None: what is usual there)."""
+        with self._there(remote) as replica:
+            return lifecycle.collect(replica, grace, agree, dry_run)
 
     def check(self, remote: str) -> Generator[Step, None, None]:
         """Is it usable? Step by step, ending after the first that failed."""
@@ -178,6 +270,23 @@ class Context:
                 if not step.ok or step.name == REACHABLE:
                     break
         return step
+
+    @contextmanager
+    def _there(self, remote: str) -> Iterator[Replica]:
+        """What is there already: nothing is made."""
+        there = self.remote(remote)
+        with self._opened(there) as replica:
+            _require(replica, there.where)
+            yield replica
+
+    def _place(self, name: str) -> Place:
+        """What cannot even be opened says so when it is asked."""
+        try:
+            there = self.remote(name)
+        except GuildsyncError as exc:
+            return Place(name, name, partial(_refused, exc))
+        noted = Listed(self.home, there).note if name != LOCAL else lambda _: None
+        return Place(there.name, there.where, partial(self._opened, there), lambda records: noted(_labelled(records)))
 
     def _opened(self, remote: Remote, rehash: bool = False) -> AbstractContextManager[Replica]:
         if remote.name == LOCAL:
@@ -209,6 +318,13 @@ def _same_place(source: str, target: str) -> Usage:
 
 
 def _require(replica: Replica, where: str) -> None:
-    """What was never made says nothing about what was deleted."""
     if not replica.is_there:
-        raise NotFound(f"there is nothing at {where} yet", "check the name; what is first delivered there makes it")
+        raise nothing_at(where)
+
+
+def _refused(exc: GuildsyncError) -> AbstractContextManager[Replica]:
+    raise exc
+
+
+def _labelled(records: Sequence[Record]) -> list[tuple[RunId, str]]:
+    return [(record.run, record.metadata.label or "") for record in newest_first(records)]

@@ -122,12 +122,13 @@ def _rows(
     settings: Settings, context: Context, names: list[str], selectors: list[str], deleted: bool
 ) -> tuple[list[Row], int]:
     """The rows of all remotes and the exit code. Of several remotes, one that cannot be asked is a warning."""
+    choice = settings.choice(())
     rows: list[Row] = []
     failed: list[GuildsyncError] = []
     for name in names:
         answered = False
         try:
-            listed = context.runs(name, guildsync.Choice((), settings.filters), deleted=deleted, sizes=settings.json)
+            listed = context.runs(name, choice, deleted=deleted, sizes=settings.json)
             answered = True
             index = {record.run: n for n, record in enumerate(listed, 1)}
             chosen = select(listed, selectors) if selectors else listed

@@ -6,13 +6,13 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import typer
 from typer.main import get_command
 
-from guildsync.cli import configured, files, health, listing, syncing
+from guildsync.cli import configured, files, health, lifecycle, listing, metadata, syncing
 from guildsync.cli.options import Command, Group, RunsCommand, RunsGroup, Settings, nearest
 from guildsync.cli.terminal import Terminal, finish, prepare
 from guildsync.errors import GuildsyncError, Interrupted, Usage
@@ -36,6 +36,10 @@ def _program() -> Any:
     runs.command("list", cls=RunsCommand)(listing.list_runs)
     runs.command("info", cls=RunsCommand)(listing.info)
     app.command("info", cls=RunsCommand)(listing.info)
+    for group in (runs, app):
+        for name, command in _OF_RUNS.items():
+            group.command(name, cls=RunsCommand)(command)
+    app.command("gc", cls=Command)(lifecycle.gc)
     app.command("ls", cls=RunsCommand)(files.ls)
     app.command("cat", cls=RunsCommand)(files.cat)
     app.command("remotes", cls=Command)(listing.remotes)
@@ -47,6 +51,19 @@ def _program() -> Any:
     config.command("show", cls=Command)(configured.show)
     config.command("path", cls=Command)(configured.path)
     return get_command(app)
+
+
+_OF_RUNS: Mapping[str, Callable[..., int]] = {
+    "label": metadata.label,
+    "tag": metadata.tag,
+    "comment": metadata.comment,
+    "mark": metadata.mark,
+    "delete": lifecycle.delete,
+    "rm": lifecycle.delete,
+    "restore": lifecycle.restore,
+    "purge": lifecycle.purge,
+}
+"""Commands that are there as `runs NAME` and as `NAME`, as in Guild AI."""
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Optional
 
 import typer
@@ -14,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import guildsync
 from guildsync.cli.terminal import Terminal
-from guildsync.errors import NotFound, Usage
+from guildsync.errors import Declined, NotFound, Usage
 from guildsync.model.run import COMPLETED, ERROR, PENDING, RUNNING, STAGED, TERMINATED, is_run_id
 from guildsync.version import VERSION
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LOCAL, ALL = "local", "all"
 STDIN = "-"
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Runs = Annotated[
     Optional[list[str]],  # noqa: UP045 -- typer
     typer.Argument(metavar="[RUN]...", show_default=False, help="Which: 1, 2:5, :3, an id, @latest:3, @running, -"),
@@ -51,6 +53,8 @@ class Settings:
     tags: list[str] = field(default_factory=list)
     marked: bool = False
     statuses: list[str] = field(default_factory=list)
+    expressions: list[str] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
 
     @property
     def terminal(self) -> Terminal:
@@ -58,6 +62,8 @@ class Settings:
 
     @property
     def filters(self) -> Filters:
+        """Raises Usage for an expression or a time range that cannot be read."""
+        now = datetime.now()
         filters: Filters = guildsync.Filters(
             tuple(self.operations),
             tuple(self.labels),
@@ -65,13 +71,15 @@ class Settings:
             tuple(self.tags),
             self.marked,
             tuple(self.statuses),
+            tuple(guildsync.parse_expression(text, now) for text in self.expressions),
+            tuple(guildsync.parse_range(text, now) for text in self.started),
         )
         return filters
 
     @property
     def is_filtered(self) -> bool:
         chosen = (self.operations, self.labels, self.unlabeled, self.tags, self.marked, self.statuses)
-        return any(chosen)
+        return any((*chosen, self.expressions, self.started))
 
     def context(self) -> Context:
         """The home and the configuration that the options name; raises Usage."""
@@ -106,6 +114,11 @@ class Settings:
         if self.remotes:
             raise Usage(f"`{command}` takes no -r/--remote", instead)
 
+    def agreed(self, question: str) -> None:
+        """Ask, unless the answer was given beforehand; raises Declined, and Usage where nobody can be asked."""
+        if not self.yes and not self.terminal.ask(question):
+            raise Declined("nothing was done")
+
     def choice(self, selectors: Sequence[str] | None) -> Choice:
         """The runs that selectors and filters choose."""
         chosen: Choice = guildsync.Choice(expanded(selectors or ()), self.filters)
@@ -118,13 +131,13 @@ def expanded(selectors: Sequence[str]) -> list[str]:
     words: list[str] = []
     for selector in selectors:
         words += _ids() if selector == STDIN else [selector]
-    if selectors and not words:
-        raise NotFound("there are no ids on standard input", "nothing was done")
     return words
 
 
 def _ids() -> list[str]:
     words = sys.stdin.read().split() if sys.stdin is not None else []
+    if not words:
+        raise NotFound("there are no ids on standard input", "nothing was done")
     for word in words:
         if not is_run_id(word.lower()):
             raise Usage(f"{word[:80]!r} on standard input is no run id", "give whole ids, 32 hex digits each")
@@ -184,11 +197,13 @@ GLOBALS = (
     _Shared("color", ("--color",), "Colours of messages.", "auto|always|never"),
 )
 FILTERS = (
+    _Shared("expressions", ("-F", "--filter"), "Runs of which it is true: 'loss < 0.2 and lr = 0.1'.", "EXPR"),
     _Shared("operations", ("-Fo", "--operation"), "Runs of this operation (a part of it will do).", "TEXT"),
     _Shared("labels", ("-Fl", "--label"), "Runs with this label (a part of it will do; `-`: without one).", "TEXT"),
     _Shared("unlabeled", ("-Fu", "--unlabeled"), "Runs without a label."),
     _Shared("tags", ("-Ft", "--tag"), "Runs with this tag.", "TAG"),
     _Shared("marked", ("-Fm", "--marked"), "Marked runs."),
+    _Shared("started", ("-Fs", "--started"), "Runs started then: 'last 2 days', 'after 9:30', 2026-11-25.", "RANGE"),
     _Shared("statuses", ("-Sr", "--running"), "Running runs.", value=RUNNING),
     _Shared("statuses", ("-Sc", "--completed"), "Completed runs.", value=COMPLETED),
     _Shared("statuses", ("-Se", "--error"), "Runs that failed.", value=ERROR),

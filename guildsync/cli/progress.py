@@ -69,8 +69,8 @@ class Line:
 
 
 @contextmanager
-def told(terminal: Terminal, verb: str, wanted: bool) -> Iterator[tuple[Progress, Callable[[str], None]]]:
-    """What a transfer tells its progress, and how it warns meanwhile; at the end no line is left."""
+def told(terminal: Terminal, verb: str, wanted: bool) -> Iterator[tuple[Progress, Callable[[str], None], Line]]:
+    """What a transfer tells its progress, how it warns meanwhile, and the line; at the end none is left."""
     line = Line(terminal, verb)
 
     def warn(text: str) -> None:
@@ -78,6 +78,6 @@ def told(terminal: Terminal, verb: str, wanted: bool) -> Iterator[tuple[Progress
         terminal.warning(text)
 
     try:
-        yield guildsync.Progress(line.draw if wanted and terminal.has_line else None), warn
+        yield guildsync.Progress(line.draw if wanted and terminal.has_line else None), warn, line
     finally:
         line.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from guildsync.cli import words
 from guildsync.cli.words import SHORT_ID, clipped, shown
-from guildsync.model.run import Record, plain
+from guildsync.model.run import Metadata, Record, plain
 
 _WIDEST = 40
 """Columns of a terminal that one cell may take, the last of a row apart."""
@@ -16,11 +16,12 @@ _WIDEST = 40
 
 @dataclass(frozen=True)
 class Row:
-    """A run as a remote lists it, and its index there."""
+    """A run as a remote lists it, its index there, and how it compares with the one in this home where that was told."""
 
     index: int
     remote: str
     record: Record
+    standing: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         summary, metadata = self.record.summary, self.record.metadata
@@ -39,9 +40,11 @@ class Row:
             "size": summary.size,
             "files": summary.files,
             "deleted": self.record.deleted,
+            "standing": self.standing,
         }
 
     def cells(self, remote: bool) -> list[str]:
+        """`remote`: also where it is, and how it compares. In the order of `columns`."""
         summary, metadata = self.record.summary, self.record.metadata
         said = [metadata.label or "", *(f"#{tag}" for tag in sorted(metadata.tags))]
         return [
@@ -51,8 +54,15 @@ class Row:
             shown(summary.operation),
             words.local_time(summary.started),
             summary.status,
+            *([self.standing or ""] if remote else []),
             shown(" ".join(word for word in said if word)),
         ]
+
+    @staticmethod
+    def columns(remote: bool) -> list[str]:
+        """What the cells are."""
+        where, standing = (["where"], ["compared"]) if remote else ([], [])
+        return ["#", "id", *where, "operation", "started", "status", *standing, "label"]
 
 
 def table(rows: Sequence[Sequence[str]], columns: int | None) -> str:
@@ -99,13 +109,18 @@ def detail_lines(row: Row, where: str) -> str:
         *_line("tags", ", ".join(shown(tag) for tag in sorted(metadata.tags))),
         *(["marked: yes"] if metadata.marked else []),
     ]
-    if metadata.comments:
-        lines.append("comments:")
-    for comment in metadata.comments:
-        by = "@".join(word for word in (comment.user, comment.host) if word)
-        lines.append("  " + shown(" ".join(w for w in (words.local_time(comment.time), by) if w) + f": {comment.body}"))
+    lines += ["comments:", *(f"  {line}" for line in comment_lines(metadata))] if metadata.comments else []
     lines.append(f"where: {shown(where)}")
     return "\n".join(lines)
+
+
+def comment_lines(metadata: Metadata) -> list[str]:
+    """One line a comment, the oldest first: when, by whom, and what."""
+    lines = []
+    for comment in metadata.comments:
+        by = "@".join(word for word in (comment.user, comment.host) if word)
+        lines.append(shown(" ".join(w for w in (words.local_time(comment.time), by) if w) + f": {comment.body}"))
+    return lines
 
 
 def _line(key: str, value: str) -> list[str]:

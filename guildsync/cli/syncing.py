@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
 
 import typer
 
 import guildsync
 from guildsync.cli import words
-from guildsync.cli.options import LOCAL, Runs, Settings
+from guildsync.cli.options import LOCAL, DryRun, Runs, Settings
 from guildsync.cli.progress import told
 from guildsync.cli.words import number, size
 from guildsync.errors import CONFLICT, Usage
 
 if TYPE_CHECKING:
-    from guildsync.api import Options, Outcome, Policy
+    from guildsync.api import Options, Outcome, Policy, Removals
 
 SIDES = ("source", "target")
 
@@ -25,7 +25,6 @@ _PLACE = "A configured remote, s3:bucket, or a URL."
 Place = Annotated[str, typer.Argument(metavar="REMOTE", show_default=False, help=_PLACE)]
 From = Annotated[str, typer.Argument(metavar="SRC", show_default=False, help=f"{_PLACE} `local` is this home.")]
 To = Annotated[str, typer.Argument(metavar="DST", show_default=False, help="The same.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Resolve = Annotated[
     Optional[str],  # noqa: UP045 -- typer
     typer.Option("--resolve", metavar="source|target", help="Whose side to take in conflicts."),
@@ -70,6 +69,31 @@ PUSH, PULL = _Verb("push", "Pushing", "Pushed"), _Verb("pull", "Pulling", "Pulle
 COPY = _Verb("copy", "Copying", "Copied")
 
 
+Delete = Annotated[
+    bool, typer.Option("--delete", help="Remove files in the runs there that the source had, and no longer has.")
+]
+MaxDelete = Annotated[
+    Optional[int],  # noqa: UP045 -- typer
+    typer.Option("--max-delete", metavar="N", min=0, help="Remove up to so many files, however large a part that is."),
+]
+Undelete = Annotated[bool, typer.Option("--undelete", help="Bring back runs that were deleted there.")]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options of one command line."""
+
+    runs: Sequence[str] | None
+    dry_run: bool
+    resolve: str | None
+    rehash: bool
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    delete: bool
+    max_delete: int | None
+    undelete: bool
+
+
 def push(  # noqa: PLR0913 -- one for each option
     ctx: typer.Context,
     remote: Place,
@@ -80,11 +104,14 @@ def push(  # noqa: PLR0913 -- one for each option
     rehash: Rehash = False,
     include: Include = None,
     exclude: Exclude = None,
+    delete: Delete = False,
+    max_delete: MaxDelete = None,
+    undelete: Undelete = False,
 ) -> int:
     """Deliver runs of this home to a remote. All of them, where none is named."""
     way = _Way(PUSH, (LOCAL, remote), f"to {remote}", f"on {remote}", "the remote")
-    options = _options(ctx.obj, way, runs, dry_run, _policy(resolve, include, exclude))
-    return _carried_out(ctx.obj, way, options, rehash)
+    asked = _Asked(runs, dry_run, resolve, rehash, include, exclude, delete, max_delete, undelete)
+    return _carried_out(ctx.obj, way, asked)
 
 
 def pull(  # noqa: PLR0913 -- one for each option
@@ -97,11 +124,16 @@ def pull(  # noqa: PLR0913 -- one for each option
     rehash: Rehash = False,
     include: Include = None,
     exclude: Exclude = None,
+    delete: Delete = False,
+    max_delete: MaxDelete = None,
+    undelete: Undelete = False,
 ) -> int:
-    """Deliver runs of a remote to this home. All of them, where none is named."""
+    """Deliver runs of a remote to this home. All of them, where none is named.
+
+    A run that was deleted here comes back where it is named by its id."""
     way = _Way(PULL, (remote, LOCAL), f"from {remote}", "here", "this home")
-    options = _options(ctx.obj, way, runs, dry_run, _policy(resolve, include, exclude))
-    return _carried_out(ctx.obj, way, options, rehash)
+    asked = _Asked(runs, dry_run, resolve, rehash, include, exclude, delete, max_delete, undelete)
+    return _carried_out(ctx.obj, way, asked)
 
 
 def copy(  # noqa: PLR0913 -- one for each option
@@ -115,40 +147,56 @@ def copy(  # noqa: PLR0913 -- one for each option
     rehash: Rehash = False,
     include: Include = None,
     exclude: Exclude = None,
+    delete: Delete = False,
+    max_delete: MaxDelete = None,
+    undelete: Undelete = False,
 ) -> int:
     """Deliver runs of one remote to another, through this machine. All of them, where none is named."""
     at = "here" if target == LOCAL else f"on {target}"
     way = _Way(COPY, (source, target), f"from {source} to {target}", at, target)
-    options = _options(ctx.obj, way, runs, dry_run, _policy(resolve, include, exclude))
-    return _carried_out(ctx.obj, way, options, rehash)
+    asked = _Asked(runs, dry_run, resolve, rehash, include, exclude, delete, max_delete, undelete)
+    return _carried_out(ctx.obj, way, asked)
 
 
-def _carried_out(settings: Settings, way: _Way, options: Options, rehash: bool) -> int:
+def _carried_out(settings: Settings, way: _Way, asked: _Asked) -> int:
+    names = "SRC DST" if way.verb is COPY else "NAME"
+    settings.no_remote(way.verb.now, f"say `guildsync {way.verb.now} {names}`")
+    choice, policy = settings.choice(asked.runs), _policy(asked)
     context = settings.context()
-    with told(settings.terminal, way.verb.going, not (settings.json or options.dry_run)) as (progress, warn):
-        outcome = replace(context, warn=warn).copy(*way.ends, options, progress, rehash=rehash)
+    with told(settings.terminal, way.verb.going, not (settings.json or asked.dry_run)) as (progress, warn, line):
+
+        def agree(removals: Removals) -> None:
+            line.clear()
+            amount = f"{number(removals.files, 'file')} ({size(removals.size)})"
+            settings.agreed(f"Remove {amount} in {number(removals.runs, 'run')} {way.at}?")
+
+        options = guildsync.Options(
+            choose=choice,
+            policy=policy,
+            max_delete=asked.max_delete,
+            dry_run=asked.dry_run,
+            details=choice.needs_details,
+            revives=lambda run: asked.undelete or (way.verb is PULL and choice.names(run)),
+            agree=agree,
+        )
+        outcome = replace(context, warn=warn).copy(*way.ends, options, progress, rehash=asked.rehash)
     return _told(settings, outcome, way, options)
 
 
-def _policy(resolve: str | None, include: Sequence[str] | None, exclude: Sequence[str] | None) -> Policy:
-    if resolve is not None and resolve not in SIDES:
-        raise Usage(f"--resolve cannot be {resolve!r}", f"say one of {', '.join(SIDES)}")
-    paths = guildsync.Paths(tuple(map(os.fsencode, include or ())), tuple(map(os.fsencode, exclude or ())))
-    policy: Policy = guildsync.Policy(resolve=resolve, paths=paths)
+def _policy(asked: _Asked) -> Policy:
+    if asked.resolve is not None and asked.resolve not in SIDES:
+        raise Usage(f"--resolve cannot be {asked.resolve!r}", f"say one of {', '.join(SIDES)}")
+    paths = guildsync.Paths(tuple(map(os.fsencode, asked.include or ())), tuple(map(os.fsencode, asked.exclude or ())))
+    policy: Policy = guildsync.Policy(delete=asked.delete, resolve=asked.resolve, paths=paths)
     return policy
-
-
-def _options(settings: Settings, way: _Way, runs: Sequence[str] | None, dry_run: bool, policy: Policy) -> Options:
-    names = "SRC DST" if way.verb is COPY else "NAME"
-    settings.no_remote(way.verb.now, f"say `guildsync {way.verb.now} {names}`")
-    options: Options = guildsync.Options(choose=settings.choice(runs), policy=policy, dry_run=dry_run)
-    return options
 
 
 def _told(settings: Settings, outcome: Outcome, way: _Way, options: Options) -> int:
     terminal = settings.terminal
     for note in outcome.notes:
         terminal.note(f"note: {note}")
+    if outcome.skipped:
+        terminal.hint(_way_back(way))
     if outcome.bytes_resumed:
         terminal.note(f"note: took over {size(outcome.bytes_resumed)} that an interrupted {way.verb.now} had sent")
     terminal.problems(outcome.problems)
@@ -159,6 +207,11 @@ def _told(settings: Settings, outcome: Outcome, way: _Way, options: Options) -> 
     else:
         terminal.done(last_line(outcome, way, options.dry_run))
     return outcome.exit_code
+
+
+def _way_back(way: _Way) -> str:
+    """Of runs that were deleted at the target."""
+    return "name a run by its id to bring it back" if way.verb is PULL else "--undelete brings them back"
 
 
 def _way_out(way: _Way, policy: Policy) -> str:

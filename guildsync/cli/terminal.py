@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from guildsync.cli.words import NOTED, clipped, problem_line, shown
-from guildsync.errors import GuildsyncError, Problem
+from guildsync.errors import GuildsyncError, Problem, Usage
 
 _COLUMNS = 80
 _STYLES = {"error": "1;31", "warning": "33", "hint": "36"}
@@ -49,6 +49,14 @@ class Terminal:
         words = clipped(shown(text), _columns_of(sys.stderr) - 1) if text is not None else ""
         sys.stderr.write(f"\r\x1b[K{words}")
         sys.stderr.flush()
+
+    def ask(self, question: str) -> bool:
+        """Yes or no? Raises Usage where there is nobody to be asked."""
+        if not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
+            raise Usage(f"{question} There is no terminal to ask at", "--yes answers")
+        sys.stderr.write(f"{shown(question)} [y/N] ")
+        sys.stderr.flush()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     @property
     def has_line(self) -> bool:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from guildsync.errors import NotFound, Usage
 from guildsync.model.run import RUNNING, Record
+
+if TYPE_CHECKING:  # every command loads this module, and few of them an expression
+    from guildsync.model.expression import Expression
+    from guildsync.model.timerange import Range
 
 MIN_PREFIX = 4
 """Fewer hex digits of an id are refused: they name too many runs."""
@@ -22,9 +27,12 @@ _FORMS = "say an index (1), a range (2:5, :3, 4:), an id or at least 4 digits of
 
 @dataclass(frozen=True)
 class Filters:
-    """Which runs count at all. Of several values of one kind any is enough; every kind that is given must hold.
+    """Which runs count at all. Of several values of one kind any is enough, but every expression and every range of
+    time must hold; and every kind that is given.
 
-    Operations and labels match as substrings, whatever their case; the label `-` matches runs without one.
+    Operations and labels match as substrings, whatever their case; the label `-` matches runs without one. A run that
+    never started is in no range. Where sizes or scalars are asked for, no run counts that was listed without them:
+    what is not known is not undefined.
     """
 
     operations: tuple[str, ...] = ()
@@ -33,6 +41,18 @@ class Filters:
     tags: tuple[str, ...] = ()
     marked: bool = False
     statuses: tuple[str, ...] = ()
+    expressions: tuple[Expression, ...] = ()
+    started: tuple[Range, ...] = ()
+
+    @property
+    def needs_scalars(self) -> bool:
+        """May an expression look at scalars?"""
+        return any(expression.needs_scalars for expression in self.expressions)
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Must runs be listed with sizes, files and scalars?"""
+        return self.needs_scalars or any(expression.needs_sizes for expression in self.expressions)
 
     def matches(self, record: Record) -> bool:
         summary, metadata = record.summary, record.metadata
@@ -43,12 +63,20 @@ class Filters:
             and _any(self.tags, lambda wanted: wanted in metadata.tags)
             and not (self.marked and not metadata.marked)
             and _any(self.statuses, lambda wanted: wanted == summary.status)
+            and all(summary.started is not None and span.holds(summary.started) for span in self.started)
+            and not (summary.size is None and self.needs_sizes)
+            and all(expression.holds(record) for expression in self.expressions)
         )
 
 
+def newness(record: Record) -> tuple[bool, int, str]:
+    """What records sort by: their start, the latest first and those that never started last; then their ids."""
+    started = record.summary.started
+    return started is None, -(started or 0), record.run
+
+
 def newest_first(records: Iterable[Record]) -> list[Record]:
-    """By start, the latest first and those that never started last; then by id."""
-    return sorted(records, key=lambda r: (r.summary.started is None, -(r.summary.started or 0), r.run))
+    return sorted(records, key=newness)
 
 
 def select(records: Sequence[Record], selectors: Sequence[str]) -> list[Record]:
@@ -64,6 +92,11 @@ def select(records: Sequence[Record], selectors: Sequence[str]) -> list[Record]:
         for record in _chosen(listed, selector):
             chosen.setdefault(record.run, record)
     return list(chosen.values())
+
+
+def names_by_id(selectors: Sequence[str], run: str) -> bool:
+    """Does one of `selectors` give this id, or the beginning of it?"""
+    return any(_PREFIX.fullmatch(selector) and run.startswith(selector.lower()) for selector in selectors)
 
 
 def _chosen(listed: Sequence[Record], selector: str) -> Sequence[Record]:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import guildsync
+from guildsync import api
 from guildsync.errors import DAMAGED, TORN, Damaged, GuildsyncError, NotFound, Problem, Usage
 from guildsync.model.manifest import Digest, Entry, Manifest, Part, digest_of, file_entry
 from guildsync.model.ports import Lost, Piece, Want
 from guildsync.model.run import RunId
-from guildsync.verbs import lifecycle
-from guildsync.verbs.lifecycle import Files
+from guildsync.verbs import files as verb_files
+from guildsync.verbs.files import Files
 from tests.cli.conftest import Cli, Said, environment
 from tests.kit.trees import MIB, noise, put, run_ids, snapshot, ugly_run, write_run
 
@@ -202,14 +203,14 @@ def test_damage_ends_with_8_behind_the_last_good_byte(cli: Cli, home: Path, stor
 
 
 def test_a_file_that_cannot_be_read_is_a_problem_of_ls(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = lifecycle.look
+    real = api.look
 
     def looked(replica: object, choose: object) -> Files:
         files = real(replica, choose)  # type: ignore[arg-type]
         problem = Problem(files.run, b"gone", "unreadable", "Permission denied")
         return Files(files.source, files.run, files.manifest, (problem,))
 
-    monkeypatch.setattr(lifecycle, "look", looked)
+    monkeypatch.setattr(api, "look", looked)
     said = cli("ls")
     assert said.code == 7
     assert "train.py" in said.out
@@ -254,7 +255,7 @@ def held(parts: list[bytes], lost: int | None = None, reason: str = DAMAGED, who
 
 
 def test_parts_come_in_order_and_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "_BYTES_AT_A_TIME", 2 * MIB)
+    monkeypatch.setattr(verb_files, "_BYTES_AT_A_TIME", 2 * MIB)
     parts = [noise(n, MIB // 2) for n in range(9)] + [bytes(MIB // 2)] * 20
     files = held(parts)
     assert list(files.read(b"f")) == parts
@@ -268,7 +269,7 @@ def test_parts_come_in_order_and_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
 def test_what_stands_before_a_lost_part_is_read(
     monkeypatch: pytest.MonkeyPatch, lost: int, reason: str, error: type[GuildsyncError]
 ) -> None:
-    monkeypatch.setattr(lifecycle, "_BYTES_AT_A_TIME", 2 * MIB)
+    monkeypatch.setattr(verb_files, "_BYTES_AT_A_TIME", 2 * MIB)
     parts = [noise(n, MIB // 2) for n in range(7)]
     got: list[bytes] = []
     with pytest.raises(error) as caught:

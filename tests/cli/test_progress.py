@@ -138,7 +138,7 @@ def test_another_round_runs_nothing_backwards() -> None:
 
 def test_warnings_and_errors_have_lines_of_their_own(screen: Screen) -> None:
     def interrupted() -> None:
-        with told(Terminal(color="never"), "Pushing", True) as (progress, warn):
+        with told(Terminal(color="never"), "Pushing", True) as (progress, warn, _):
             progress.planned(1, 1, 10)
             warn("the store went back in time")
             raise KeyboardInterrupt
@@ -151,7 +151,7 @@ def test_warnings_and_errors_have_lines_of_their_own(screen: Screen) -> None:
 
 
 def test_nothing_is_drawn_behind_the_end_and_the_line_is_gone(screen: Screen) -> None:
-    with told(Terminal(), "Pushing", True) as (progress, _):
+    with told(Terminal(), "Pushing", True) as (progress, _, _):
         progress.planned(1, 1, 10)
     progress.moved(10)
     assert screen.drawn == ["Pushing 0 of 1 run, 0 of 1 file, 0 B of 10 B", ""]
@@ -164,7 +164,7 @@ def test_a_terminal_that_went_away_does_not_end_the_transfer(screen: Screen, mon
 
     tries = []
     monkeypatch.setattr(screen, "write", gone)
-    with told(Terminal(), "Pushing", True) as (progress, _):
+    with told(Terminal(), "Pushing", True) as (progress, _, _):
         progress.planned(1, 1, 10)
         progress.moved(10)
     assert len(tries) == 1

@@ -514,7 +514,7 @@ def test_runs_in_the_trash_are_left_out_with_a_note(tmp_path: Path, remote: str)
     done(a.push(), 1)
     outcome = b.pull()
     assert (outcome.exit_code, outcome.same, outcome.runs) == (0, 1, 0)
-    assert outcome.notes == [f"1 runs are deleted there and were left out: {RUN[:8]}"]
+    assert outcome.notes == [f"1 run was deleted there and left out: {RUN[:8]}"]
     assert b.runs() == [OTHER]
     assert (b.home / "trash" / "runs" / RUN / "train.py").read_bytes() != b"changed"
     done(b.push(), 0)
