@@ -18,7 +18,7 @@ from guildsync.model.run import Metadata, Record, RunId
 from guildsync.model.select import Filters, names_by_id, newest_first, select
 from guildsync.remotes import Home, Listed, Remote, bases, open_remote, opened_home
 from guildsync.verbs import lifecycle
-from guildsync.verbs.difference import Difference, Scope, difference
+from guildsync.verbs.difference import Difference, FlagChange, PathChange, Scope, difference
 from guildsync.verbs.files import Files, look
 from guildsync.verbs.lifecycle import Acted, Request, Verified
 from guildsync.verbs.outcome import Outcome, Progress
@@ -34,10 +34,12 @@ __all__ = [
     "Difference",
     "Files",
     "Filters",
+    "FlagChange",
     "Found",
     "Moment",
     "Options",
     "Outcome",
+    "PathChange",
     "Paths",
     "Policy",
     "Progress",
@@ -212,14 +214,14 @@ class Context:
         """The files of one run where it lies; they can be read until the end of the `with`. Raises NotFound, Usage
         where several are chosen, Damaged."""
         with self._there(remote) as replica:
-            yield look(replica, choice)
+            yield look(replica, choice, choice.needs_details)
 
     def verify(self, remote: str, choice: Choice = Choice(), *, quick: bool = False) -> Verified:
         """Do all bytes match their digests, as a client without any cache finds them?"""
         there = self.remote(remote)
         with there.opened(self.home, self.warn, fresh=True, jobs=self.jobs) as replica:
             _require(replica, there.where)
-            return lifecycle.verify(replica, choice, quick)
+            return lifecycle.verify(replica, choice, quick, choice.needs_details)
 
     def edit(self, remote: str, request: Request, change: Callable[[Metadata], Metadata]) -> Acted:
         """Make the metadata of runs what `change` says, where they lie."""

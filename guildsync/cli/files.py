@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 import guildsync
+from guildsync.cli import completion
 from guildsync.cli.listing import RunOrLatest
 from guildsync.cli.options import Settings, expanded
 from guildsync.cli.rows import table
@@ -18,7 +19,10 @@ from guildsync.model.manifest import FILE, LINK, Entry, text
 if TYPE_CHECKING:
     from guildsync.api import Choice
 
-Run = Annotated[str, typer.Argument(metavar="RUN", show_default=False, help="Which: 1, an id, @latest")]
+Run = Annotated[
+    str,
+    typer.Argument(metavar="RUN", show_default=False, help="Which: 1, an id, @latest", autocompletion=completion.runs),
+]
 Path = Annotated[str, typer.Argument(metavar="PATH", show_default=False, help="A file of the run.")]
 Below = Annotated[
     Optional[str],  # noqa: UP045 -- typer
@@ -31,7 +35,7 @@ def ls(ctx: typer.Context, run: RunOrLatest = None, path: Below = None) -> int:
     settings: Settings = ctx.obj
     terminal = settings.terminal
     with settings.context().look(settings.one_remote(), _choice(settings, run)) as files:
-        entries, problems = files.below(_path(path)), files.problems
+        entries, problems = files.below(path_of(path)), files.problems
     if settings.json:
         terminal.document([_row(entry) for entry in entries])
     elif entries:
@@ -49,7 +53,7 @@ def cat(ctx: typer.Context, run: Run, path: Path) -> int:
     if settings.json:
         raise Usage("`cat` has no JSON: it writes the bytes of the file", "`guildsync ls --json` describes files")
     with settings.context().look(settings.one_remote(), _choice(settings, run)) as files:
-        for data in files.read(_path(path)):
+        for data in files.read(path_of(path)):
             if not terminal.raw(data):
                 return 0
         problems = [problem for problem in files.problems if not problem.run]
@@ -62,7 +66,7 @@ def _choice(settings: Settings, run: str | None) -> Choice:
     return chosen
 
 
-def _path(path: str | None) -> bytes:
+def path_of(path: str | None) -> bytes:
     """A path as manifests have it; `./a//b/` is `a/b`."""
     names = os.fsencode(path or "").split(b"/")
     return b"/".join(name for name in names if name not in (b"", b"."))

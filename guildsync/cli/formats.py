@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guildsync.cli.rows import Row
+from guildsync.model.run import NO_METADATA, Record, RunId, Summary
 
 TABLE, IDS, CSV, MARKDOWN = "table", "ids", "csv", "md"
 FORMATS = (TABLE, IDS, CSV, MARKDOWN)
@@ -17,6 +18,7 @@ CLIPPED = (TABLE, MARKDOWN)
 """Forms for people, which have the newest rows only unless all are asked for."""
 
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~&])")
+_KEYS = tuple(Row(1, "", Record(RunId(""), Summary(), NO_METADATA)).to_json())
 
 
 def ids(rows: Sequence[Row]) -> list[str]:
@@ -29,7 +31,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     for each flag of any run; lists are joined by spaces. Text is exact; what is not there is empty."""
     records = [row.to_json() for row in rows]
     flags = sorted({name for record in records for name in record["flags"]})
-    keys = [key for key in Row.keys() if key != "flags"]
+    keys = [key for key in _KEYS if key != "flags"]
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([*keys, *(f"flag:{name}" for name in flags)])
@@ -49,8 +51,9 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def markdown(rows: Sequence[Row], remote: bool) -> str:
+def markdown(rows: Sequence[Row], remote: bool, compared: bool = False) -> str:
     """A table. Cells are text, whatever is in them: no markup, no links, no further columns."""
-    lines = [Row.columns(remote), ["---"] * len(Row.columns(remote))]
-    lines += [[_MARKUP.sub(r"\\\1", cell) for cell in row.cells(remote)] for row in rows]
+    head = Row.columns(remote, compared)
+    lines = [head, ["---"] * len(head)]
+    lines += [[_MARKUP.sub(r"\\\1", cell) for cell in row.cells(remote, compared)] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from guildsync.cli import completion
 from guildsync.cli.listing import PARTIAL
 from guildsync.cli.options import ALL, Runs, Settings
 from guildsync.cli.rows import table
@@ -67,7 +68,12 @@ def status(
     ctx: typer.Context,
     name: Annotated[
         Optional[str],  # noqa: UP045 -- typer
-        typer.Argument(metavar="[NAME]", show_default=False, help="A configured remote, s3:bucket, or a URL."),
+        typer.Argument(
+            metavar="[NAME]",
+            show_default=False,
+            help="A configured remote, s3:bucket, or a URL.",
+            autocompletion=completion.remotes,
+        ),
     ] = None,
 ) -> int:
     """Is a remote available? Without a name, all configured ones are asked."""

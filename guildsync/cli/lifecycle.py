@@ -114,7 +114,8 @@ def _request(settings: Settings, verb: _Verb, runs: Sequence[str] | None, every:
         settings.agreed(verb.question.format(_amount(records), remote))
 
     asked = None if settings.yes or not verb.question else agree
-    request: Request = guildsync.Request(settings.choice(runs), asked, dry_run)
+    choice = settings.choice(runs)
+    request: Request = guildsync.Request(choice, asked, dry_run, choice.needs_details)
     return request
 
 

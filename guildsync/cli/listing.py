@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-import guildsync
-from guildsync.cli.options import ALL, LOCAL, Runs, Settings, expanded
+from guildsync.cli import completion
+from guildsync.cli.formats import CLIPPED, CSV, FORMATS, IDS, MARKDOWN, TABLE, csv_text, ids, markdown
+from guildsync.cli.history import history_lines, history_rows
+from guildsync.cli.options import ALL, LOCAL, Runs, Settings, nearest
 from guildsync.cli.rows import Row, detail_lines, details, table
 from guildsync.cli.words import number, shown
 from guildsync.errors import GuildsyncError, NotFound, Usage
-from guildsync.model.select import select
 
 if TYPE_CHECKING:
     from guildsync.api import Context, Remote
@@ -21,8 +22,12 @@ PARTIAL = 7
 
 RunOrLatest = Annotated[
     Optional[str],  # noqa: UP045 -- typer
-    typer.Argument(metavar="[RUN]", show_default=False, help="Which: 1, an id, @latest"),
+    typer.Argument(
+        metavar="[RUN]", show_default=False, help="Which: 1, an id, @latest", autocompletion=completion.runs
+    ),
 ]
+
+Deleted = Annotated[bool, typer.Option("-d", "--deleted", help="Runs in the trash.")]
 
 
 def list_runs(
@@ -31,49 +36,81 @@ def list_runs(
     every: Annotated[bool, typer.Option("-a", "--all", help="All runs.")] = False,
     limit: Annotated[
         Optional[int],  # noqa: UP045 -- typer
-        typer.Option("-n", "--limit", metavar="N", min=0, help=f"At most so many runs, else {SHOWN}; JSON has all."),
+        typer.Option(
+            "-n", "--limit", metavar="N", min=0, help=f"At most so many runs, else {SHOWN}; JSON, ids and csv have all."
+        ),
     ] = None,
-    deleted: Annotated[bool, typer.Option("-d", "--deleted", help="Runs in the trash.")] = False,
+    deleted: Deleted = False,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="A table, or whole ids, CSV, Markdown.",
+            autocompletion=completion.one_of(FORMATS),
+        ),
+    ] = TABLE,
 ) -> int:
     """List runs, the newest first. -r may stand several times; `-r all` is every configured remote and this home.
 
-    `runs info RUN` shows one of them.
+    Of several places, each run is compared with the one in this home. `runs info RUN` shows one of them.
     """
     settings: Settings = ctx.obj
+    _check(settings, every, limit, form)
+    choice, context, terminal = settings.choice(runs), settings.context(), settings.terminal
+    names = _named(context, settings)
+    clipped = form in CLIPPED and not settings.json
+    found = context.survey(
+        names,
+        choice,
+        deleted=deleted,
+        sizes=settings.json or form == CSV,
+        limit=SHOWN if limit is None and clipped and not every else limit,
+        compare=form != IDS,
+    )
+    for trouble in found.troubles:
+        if not (trouble.answered and isinstance(trouble.error, NotFound)):
+            terminal.warning(f"{trouble.place}: {trouble.error.message}")
+    rows = [Row(each.index, each.place, each.record, each.standing) for each in found.found]
+    _write(settings, rows, form, (len(names) > 1, len(names) > 1 and not deleted))
+    if not found.total and not found.exit_code and not settings.json:
+        terminal.note("no run matches" if runs or settings.is_filtered else "there are no runs")
+    elif clipped and len(rows) < found.total:
+        terminal.note(f"{len(rows)} of {number(found.total, 'run')} are shown; -a shows all")
+    return found.exit_code
+
+
+def _check(settings: Settings, every: bool, limit: int | None, form: str) -> None:
     if every and limit is not None:
         raise Usage("-a and -n exclude each other", "say one of them")
-    context, terminal = settings.context(), settings.terminal
-    names = _named(context, settings)
-    rows, code = _rows(settings, context, names, expanded(runs or ()), deleted)
-    if limit is None and not every and not settings.json:
-        limit = SHOWN
-    some = rows if limit is None or every else rows[:limit]
-    if settings.json:
-        terminal.document([row.to_json() for row in some])
-        return code
-    if some:
-        terminal.data(table([row.cells(len(names) > 1) for row in some], terminal.columns))
-    if len(some) < len(rows):
-        terminal.note(f"{len(some)} of {number(len(rows), 'run')} are shown; -a shows all")
-    elif not rows and not code:
-        terminal.note("no run matches" if runs or settings.is_filtered else "there are no runs")
-    return code
+    if form not in FORMATS:
+        raise Usage(f"--format cannot be {form!r}{nearest(form, FORMATS)}", f"say one of {', '.join(FORMATS)}")
+    if settings.json and form != TABLE:
+        raise Usage("--json and --format exclude each other", "say one of them")
 
 
-def info(ctx: typer.Context, run: RunOrLatest = None) -> int:
+def info(
+    ctx: typer.Context,
+    run: RunOrLatest = None,
+    history: Annotated[bool, typer.Option("--history", help="Also what was done to it, as far as is known.")] = False,
+    deleted: Deleted = False,
+) -> int:
     """Show one run. The newest, where none is named."""
     settings: Settings = ctx.obj
-    context = settings.context()
+    context, terminal = settings.context(), settings.terminal
     remote = context.remote(settings.one_remote())
-    found = context.runs(remote.name, guildsync.Choice(expanded([run or "@latest"]), settings.filters), sizes=True)
-    if len(found) > 1:
-        raise Usage(f"{run!r} names {len(found)} runs", "name one")
-    row = Row(1, remote.name, found[0])
-    where = f"{remote.where}/runs/{found[0].run}" if remote.layout == "tree" else remote.where
+    record, moments = context.info(remote.name, settings.choice([run or "@latest"]), deleted=deleted)
+    row = Row(1, remote.name, record)
+    directory = "trash/runs" if deleted else "runs"
+    where = f"{remote.where}/{directory}/{record.run}" if remote.layout == "tree" else remote.where
     if settings.json:
-        settings.terminal.document(details(row, where))
-    else:
-        settings.terminal.data(detail_lines(row, where))
+        terminal.document(details(row, where) | ({"history": history_rows(moments)} if history else {}))
+        return 0
+    terminal.data(detail_lines(row, where))
+    if history and moments:
+        terminal.data(history_lines(moments))
+    elif history:
+        terminal.note("no history is kept there: only stores, such as buckets, keep one")
     return 0
 
 
@@ -118,34 +155,16 @@ def _named(context: Context, settings: Settings) -> list[str]:
     return list(names)
 
 
-def _rows(
-    settings: Settings, context: Context, names: list[str], selectors: list[str], deleted: bool
-) -> tuple[list[Row], int]:
-    """The rows of all remotes and the exit code. Of several remotes, one that cannot be asked is a warning."""
-    choice = settings.choice(())
-    rows: list[Row] = []
-    failed: list[GuildsyncError] = []
-    for name in names:
-        answered = False
-        try:
-            listed = context.runs(name, choice, deleted=deleted, sizes=settings.json)
-            answered = True
-            index = {record.run: n for n, record in enumerate(listed, 1)}
-            chosen = select(listed, selectors) if selectors else listed
-        except GuildsyncError as exc:
-            if len(names) == 1:
-                raise
-            failed.append(exc)
-            if not (answered and isinstance(exc, NotFound)):
-                settings.terminal.warning(f"{name}: {exc.message}")
-            continue
-        rows += [Row(index[record.run], name, record) for record in chosen]
-    if failed and not rows and (selectors or len(failed) == len(names)):
-        raise failed[0]
-    rows.sort(key=_newest_first)
-    return rows, PARTIAL if any(not isinstance(exc, NotFound) for exc in failed) else 0
-
-
-def _newest_first(row: Row) -> tuple[bool, int, str]:
-    started = row.record.summary.started
-    return started is None, -(started or 0), row.record.run
+def _write(settings: Settings, rows: list[Row], form: str, columns: tuple[bool, bool]) -> None:
+    """`columns`: with where the runs are, and how they compare."""
+    terminal = settings.terminal
+    if settings.json:
+        terminal.document([row.to_json() for row in rows])
+    elif form == CSV:
+        terminal.raw(csv_text(rows).encode("utf-8", "backslashreplace"))
+    elif form == MARKDOWN:
+        terminal.data(markdown(rows, *columns))
+    elif form == IDS and rows:
+        terminal.data("\n".join(ids(rows)))
+    elif rows:
+        terminal.data(table([row.cells(*columns) for row in rows], terminal.columns))

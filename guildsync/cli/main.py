@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.main import get_command
 
-from guildsync.cli import configured, files, health, lifecycle, listing, metadata, syncing
+from guildsync.cli import completion, configured, difference, files, health, lifecycle, listing, metadata, syncing
 from guildsync.cli.options import Command, Group, RunsCommand, RunsGroup, Settings, nearest
 from guildsync.cli.terminal import Terminal, finish, prepare
 from guildsync.errors import GuildsyncError, Interrupted, Usage
@@ -42,6 +42,7 @@ def _program() -> Any:
     app.command("gc", cls=Command)(lifecycle.gc)
     app.command("ls", cls=RunsCommand)(files.ls)
     app.command("cat", cls=RunsCommand)(files.cat)
+    app.command("diff", cls=RunsCommand)(difference.diff)
     app.command("remotes", cls=Command)(listing.remotes)
     app.command("check", cls=Command)(health.check)
     app.command("verify", cls=RunsCommand)(health.verify)
@@ -50,6 +51,7 @@ def _program() -> Any:
     app.add_typer(config, name="config")
     config.command("show", cls=Command)(configured.show)
     config.command("path", cls=Command)(configured.path)
+    app.command("completion", cls=Command)(completion.completion)
     return get_command(app)
 
 
@@ -81,6 +83,8 @@ def run(argv: Sequence[str]) -> int:
     """The exit code of a command line, which is carried out."""
     settings = Settings()
     prepare()
+    if not argv and (instruction := os.environ.get(completion.VARIABLE)):
+        return completion.complete(_program(), settings, instruction)
     gc.set_threshold(100_000, 20, 50)  # what a sync holds has no rings; looking for them took a tenth of its time
     try:
         with _program().make_context("guildsync", list(argv) or ["--help"], obj=settings) as context:

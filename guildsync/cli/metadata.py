@@ -107,7 +107,7 @@ def _edited(
     if not changes:
         _show(settings, context.runs(remote, choice), remote, show)
         return 0
-    acted = context.edit(remote, guildsync.Request(choice, None, dry_run), changes[0])
+    acted = context.edit(remote, guildsync.Request(choice, None, dry_run, choice.needs_details), changes[0])
     terminal.problems(acted.problems)
     if settings.json:
         terminal.document({**acted.to_json(), "dry_run": dry_run})

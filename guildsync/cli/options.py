@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import guildsync
+from guildsync.cli import completion
 from guildsync.cli.terminal import Terminal
 from guildsync.errors import Declined, NotFound, Usage
 from guildsync.model.run import COMPLETED, ERROR, PENDING, RUNNING, STAGED, TERMINATED, is_run_id
@@ -27,7 +28,12 @@ STDIN = "-"
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Runs = Annotated[
     Optional[list[str]],  # noqa: UP045 -- typer
-    typer.Argument(metavar="[RUN]...", show_default=False, help="Which: 1, 2:5, :3, an id, @latest:3, @running, -"),
+    typer.Argument(
+        metavar="[RUN]...",
+        show_default=False,
+        help="Which: 1, 2:5, :3, an id, @latest:3, @running, -",
+        autocompletion=completion.runs,
+    ),
 ]
 _COLORS = ("auto", "always", "never")
 _JOBS = range(1, 65)
@@ -155,7 +161,9 @@ class _Shared(NamedTuple):
 
     def option(self) -> TyperOption:
         flag = self.metavar is None
-        return TyperOption(
+        return completion.Option(
+            offers=completion.OFFERS.get(self.field),
+            kind=completion.KINDS.get(self.field),
             param_decls=[f"shared_{self.field}_{self.value or ''}", *self.names],
             help=self.help,
             metavar=self.metavar,
@@ -214,7 +222,7 @@ FILTERS = (
 
 
 def _version(context: typer.Context, _: Any, value: Any) -> None:
-    if value:
+    if value and not context.resilient_parsing:
         Terminal().data(f"guildsync {VERSION}")
         context.exit()
 
@@ -266,9 +274,16 @@ class Group(TyperGroup):
         self.params += [*(each.option() for each in GLOBALS), _version_option()]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if self.default is not None and not self._names_command(args):
+        completing = ctx.resilient_parsing and not args
+        if self.default is not None and not completing and not self._names_command(args):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found: list[Any] = super().shell_complete(ctx, incomplete)
+        if self.default is not None:
+            found += completion.of_default(self.commands[self.default], ctx, incomplete)
+        return found
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx))

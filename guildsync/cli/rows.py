@@ -16,7 +16,7 @@ _WIDEST = 40
 
 @dataclass(frozen=True)
 class Row:
-    """A run as a remote lists it, its index there, and how it compares with the one in this home where that was told."""
+    """A run as a remote lists it, its index there, and how it compares with the one in this home, if that was told."""
 
     index: int
     remote: str
@@ -43,8 +43,8 @@ class Row:
             "standing": self.standing,
         }
 
-    def cells(self, remote: bool) -> list[str]:
-        """`remote`: also where it is, and how it compares. In the order of `columns`."""
+    def cells(self, remote: bool, compared: bool = False) -> list[str]:
+        """In the order of `columns`. `remote`: also where it is; `compared`: and how it compares."""
         summary, metadata = self.record.summary, self.record.metadata
         said = [metadata.label or "", *(f"#{tag}" for tag in sorted(metadata.tags))]
         return [
@@ -54,14 +54,14 @@ class Row:
             shown(summary.operation),
             words.local_time(summary.started),
             summary.status,
-            *([self.standing or ""] if remote else []),
+            *([self.standing or ""] if compared else []),
             shown(" ".join(word for word in said if word)),
         ]
 
     @staticmethod
-    def columns(remote: bool) -> list[str]:
+    def columns(remote: bool, compared: bool = False) -> list[str]:
         """What the cells are."""
-        where, standing = (["where"], ["compared"]) if remote else ([], [])
+        where, standing = ["where"] if remote else [], ["compared"] if compared else []
         return ["#", "id", *where, "operation", "started", "status", *standing, "label"]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
 import typer
 
 import guildsync
-from guildsync.cli import words
+from guildsync.cli import completion, words
 from guildsync.cli.options import LOCAL, DryRun, Runs, Settings
 from guildsync.cli.progress import told
 from guildsync.cli.words import number, size
@@ -22,12 +22,29 @@ if TYPE_CHECKING:
 SIDES = ("source", "target")
 
 _PLACE = "A configured remote, s3:bucket, or a URL."
-Place = Annotated[str, typer.Argument(metavar="REMOTE", show_default=False, help=_PLACE)]
-From = Annotated[str, typer.Argument(metavar="SRC", show_default=False, help=f"{_PLACE} `local` is this home.")]
-To = Annotated[str, typer.Argument(metavar="DST", show_default=False, help="The same.")]
+Place = Annotated[
+    str, typer.Argument(metavar="REMOTE", show_default=False, help=_PLACE, autocompletion=completion.remotes)
+]
+From = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        show_default=False,
+        help=f"{_PLACE} `local` is this home.",
+        autocompletion=completion.remotes,
+    ),
+]
+To = Annotated[
+    str, typer.Argument(metavar="DST", show_default=False, help="The same.", autocompletion=completion.remotes)
+]
 Resolve = Annotated[
     Optional[str],  # noqa: UP045 -- typer
-    typer.Option("--resolve", metavar="source|target", help="Whose side to take in conflicts."),
+    typer.Option(
+        "--resolve",
+        metavar="source|target",
+        help="Whose side to take in conflicts.",
+        autocompletion=completion.one_of(SIDES),
+    ),
 ]
 Rehash = Annotated[bool, typer.Option("--rehash", help="Read all files: do not trust the times of unchanged ones.")]
 Include = Annotated[

@@ -16,7 +16,7 @@ from guildsync.store.draft import good_packs
 from guildsync.store.fs import Absent, Files, Size
 from guildsync.store.journal import Claim, Commit, Facts, Version
 from guildsync.store.objects import Found, Objects
-from guildsync.store.pack import pack_path
+from guildsync.store.pack import EMPTY, ROW, pack_path
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
 from guildsync.store.stage import Stage
 from guildsync.store.view import View
@@ -27,6 +27,8 @@ SPARSE = 0.5
 """A pack of whose bytes fewer than this share are needed is written anew."""
 LEFT_OVER = 86400.0
 """Seconds after which a temporary file is nobody's: no put takes as long."""
+PROBE = "probe-"
+"""Files of such names are put and removed at once, to see what the store makes of them."""
 _ATTEMPTS = 10
 _HINT = "`guildsync verify` names all damage; restore what it names from a copy first"
 
@@ -155,7 +157,7 @@ class Collector:
         reading, needed = self._agreed(self._prove, whole=True)
         listed = {path.rpartition("/")[2]: size for path, size in self._files.list("packs", deep=True).items()}
         packs = {Digest(name): size for name, size in listed.items() if not name.startswith(".")}
-        sparse = (name for name, size in packs.items() if name in needed and needed[name] < SPARSE * size)
+        sparse = (name for name, size in packs.items() if needed.get(name, 0) < SPARSE * (size - EMPTY))
         return _Seen(reading, packs, now, frozenset(sparse))
 
     def _agreed(self, act: Callable[[Reading], T], whole: bool = False) -> tuple[Reading, T]:
@@ -175,7 +177,8 @@ class Collector:
         raise Unreachable(f"{self._files.where} changes each time it is read", "try again")
 
     def _prove(self, reading: Reading) -> dict[Digest, int]:
-        """By pack, the bytes that living versions need of it. Raises Absent where a claim lacks an object."""
+        """By pack, the bytes that living versions need of it, rows of its index among them: a pack of tiny objects, all
+        of which are needed, is needed whole. Raises Absent where a claim lacks an object."""
         view, places = reading.view, set[Found]()
         self._load(reading, view.needed_packs())
         for version, objects in self._objects_of(view, sorted(view.living)):
@@ -186,7 +189,7 @@ class Collector:
             places.update(found.values())
         needed: dict[Digest, int] = {}
         for pack, row in places:
-            needed[Digest(pack)] = needed.get(Digest(pack), 0) + row.stored
+            needed[Digest(pack)] = needed.get(Digest(pack), 0) + row.stored + ROW.size
         return needed
 
     def _drop(self, earlier: Collection[str]) -> tuple[frozenset[Digest], Reading]:
@@ -258,7 +261,7 @@ class Collector:
 
     def _clock(self) -> float:
         """What the store says of a file that it has just been given. Raises Unreachable where it does not show it."""
-        name = f"probe-{uuid.uuid4()}"
+        name = f"{PROBE}{uuid.uuid4()}"
         self._files.put(name, b"what time is it")
         try:
             found = self._files.list("").get(name)
@@ -270,12 +273,12 @@ class Collector:
         return 0.0 if found.modified is None else found.modified
 
     def _sweep(self, reading: Reading, now: float, grace: float) -> None:
-        """Index objects that no checkpoint names any more, and what interrupted puts left."""
-        for directory in ("packs", "index", "journal"):
-            for path, size in self._files.list(directory, deep=True).items():
+        """Index objects that no checkpoint names any more, and what interrupted puts and probes left."""
+        for directory in ("", "packs", "index", "journal"):
+            for path, size in self._files.list(directory, deep=bool(directory)).items():
                 age, name = 0.0 if size.modified is None else now - size.modified, path.rpartition("/")[2]
                 unnamed = path == table_path(name) and name not in reading.tables
-                if (unnamed and age > grace) or (name.startswith(".") and age > LEFT_OVER):
+                if (unnamed and age > grace) or (name.startswith((".", PROBE)) and age > LEFT_OVER):
                     self._files.remove(path)
 
     def _remove(self, paths: Iterable[str]) -> None:

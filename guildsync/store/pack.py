@@ -25,6 +25,8 @@ SALT = 16
 HEADER = len(MAGIC) + SALT
 ROW = struct.Struct(">32sQQQB")
 TRAILER = struct.Struct(">Q32s8s")
+EMPTY = HEADER + TRAILER.size
+"""Bytes of a pack beside its objects and their rows."""
 
 RAW, ZSTD = 0, 1
 LARGEST_PACK = 16 << 20

@@ -15,7 +15,7 @@ from guildsync.store.cache import NoCache
 from guildsync.store.checkpoint import GRACE, Checkpointer
 from guildsync.store.draft import Draft, good_packs, summary_of
 from guildsync.store.fs import Absent, Files
-from guildsync.store.gc import Collector
+from guildsync.store.gc import PROBE, Collector
 from guildsync.store.history import history
 from guildsync.store.journal import HIDDEN, LIVE, NO_FACTS, Commit, Facts, Mark, Version
 from guildsync.store.objects import Objects
@@ -180,7 +180,7 @@ class Store:
 
     def _probe(self) -> None:
         """Raises unless an object can be put, read, listed and removed."""
-        name, data = f"probe-{uuid.uuid4()}", uuid.uuid4().bytes
+        name, data = f"{PROBE}{uuid.uuid4()}", uuid.uuid4().bytes
         self._files.put(name, data)
         try:
             same = self._files.get(name) == data and self._files.read(name, 4, 8) == data[4:8]

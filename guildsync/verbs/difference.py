@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from guildsync.errors import NOT_KEPT, NotFound, Problem, Usage, exit_code_of
-from guildsync.model.manifest import DIRECTORY, FILE, Digest, Entry, canonical, parent, same
+from guildsync.model.manifest import DIRECTORY, FILE, LINK, Digest, Entry, canonical, parent, same, text
 from guildsync.model.ports import Piece, Replica, Source, Want
 from guildsync.model.run import Record, RunId, plain
 from guildsync.verbs.deliver import wants_of
 from guildsync.verbs.files import Files, files_of
+from guildsync.verbs.outcome import problem_row
 from guildsync.verbs.sync import Choose
 
 MOST_TEXT = 1 << 20
@@ -52,6 +53,11 @@ class PathChange:
     def letter(self) -> str:
         return "A" if self.was is None else "D" if self.now is None else "M"
 
+    def to_json(self) -> dict[str, Any]:
+        row = {"change": self.letter, "from": _entry_row(self.was), "to": _entry_row(self.now)}
+        patch = None if self.patch is None else "".join(f"{line}\n" for line in self.patch)
+        return {**_named("path", self.path), **row, "patch": patch}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -64,6 +70,14 @@ class Difference:
     def exit_code(self) -> int:
         """That the runs differ is no failure."""
         return exit_code_of(self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "runs": list(self.runs),
+            "flags": [{"flag": change.name, "from": change.was, "to": change.now} for change in self.flags],
+            "paths": [change.to_json() for change in self.paths],
+            "problems": [problem_row(problem) for problem in self.problems],
+        }
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,20 @@ def difference(replica: Replica, one: Choose, other: Choose, scope: Scope = Scop
         wanted = list(_patched(replica, (was.run, now.run), wanted, lost))
     flags = flag_changes(was.summary.flags, now.summary.flags)
     return Difference((was.run, now.run), flags, tuple(wanted), (*problems, *lost))
+
+
+def _entry_row(entry: Entry | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    mode = f"{entry.mode:03o}" if entry.kind != LINK else None
+    row = {"kind": entry.kind, "mode": mode, "size": entry.size, "digest": entry.digest}
+    return row | (_named("target", entry.target) if entry.target is not None else {"target": None})
+
+
+def _named(key: str, name: bytes) -> dict[str, Any]:
+    """A name that is not UTF-8 is percent-encoded, and says so."""
+    said = text(name)
+    return {key: said} if isinstance(said, str) else {key: said["percent"], f"{key}_encoding": "percent"}
 
 
 def _single(records: Sequence[Record]) -> Record:

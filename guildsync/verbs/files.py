@@ -73,9 +73,9 @@ class Files:
         raise NotFound(f"run {self.run[:8]} has no {_text(path)!r}{meant}", "`guildsync ls RUN` shows what it has")
 
 
-def look(replica: Replica, choose: Choose) -> Files:
-    """The files of the one run that is chosen; raises NotFound, Usage for several, Damaged."""
-    records = choose(list(replica.runs()))
+def look(replica: Replica, choose: Choose, details: bool = False) -> Files:
+    """The files of the one run that is chosen, by its `details` too; raises NotFound, Usage for several, Damaged."""
+    records = choose(list(replica.runs(sizes=details)))
     if len(records) != 1:
         raise Usage(f"{len(records)} runs are named", "name one") if records else NotFound("there are no runs")
     (files,) = files_of(replica, [records[0].run])

@@ -42,10 +42,11 @@ class Verified:
         return {"runs": self.runs, "objects": self.objects, "bytes": self.bytes, **rows, "problems": others}
 
 
-def verify(replica: Replica, choose: Choose, quick: bool = False) -> Verified:
-    """Read every object of the chosen runs and compare it with its digest; `quick`: structure and sizes only."""
+def verify(replica: Replica, choose: Choose, quick: bool = False, details: bool = False) -> Verified:
+    """Read every object of the chosen runs and compare it with its digest; `quick`: structure and sizes only.
+    `details`: `choose` wants to know sizes and scalars."""
     found = Verified()
-    runs = iter([record.run for record in choose(list(replica.runs()))])
+    runs = iter([record.run for record in choose(list(replica.runs(sizes=details)))])
     found.problems += replica.audit()
     while batch := list(islice(runs, _RUNS_AT_A_TIME)):
         found.runs += len(batch)
@@ -99,16 +100,18 @@ Agree = Callable[[Sequence[Record]], None]
 
 @dataclass(frozen=True)
 class Request:
-    """Which runs, who agrees (None: nobody needs to be asked), and whether it is only to be said what would be done."""
+    """Which runs, who agrees (None: nobody needs to be asked), and whether it is only to be said what would be done.
+    `details`: `choose` wants to know sizes and scalars."""
 
     choose: Choose
     agree: Agree | None = None
     dry_run: bool = False
+    details: bool = False
 
 
 def edit(replica: Replica, request: Request, change: Callable[[Metadata], Metadata]) -> Acted:
     """Make the metadata of the chosen runs what `change` says; those that are so already stay untouched."""
-    records = request.choose(list(replica.runs()))
+    records = request.choose(list(replica.runs(sizes=request.details)))
     now = {record.run: change(record.metadata) for record in records}
     news = [record for record in records if now[record.run] != record.metadata]
 
@@ -150,7 +153,7 @@ def collect(
 
 def _listed(replica: Replica, request: Request, deleted: bool = False) -> Sequence[Record]:
     """Whoever is asked wants to know how much it is."""
-    return request.choose(list(replica.runs(deleted, sizes=request.agree is not None)))
+    return request.choose(list(replica.runs(deleted, sizes=request.details or request.agree is not None)))
 
 
 def _done(request: Request, records: Sequence[Record], *acts: Callable[[Collection[RunId]], list[Problem]]) -> Acted:

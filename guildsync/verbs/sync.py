@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from guildsync.errors import (
@@ -33,7 +34,7 @@ from guildsync.model.plan import (
     noted,
     tails_to_compare,
 )
-from guildsync.model.ports import Base, Bases, Piece, Scan, Source, Target, Update, Want
+from guildsync.model.ports import Base, Bases, Known, Piece, Scan, Source, Target, Update, Want
 from guildsync.model.run import NO_METADATA, Record, RunId, agreed_metadata, merge_metadata
 from guildsync.verbs.both import (
     Both,
@@ -164,10 +165,7 @@ class Sync:
         for record in records:
             other = there.get(record.run)
             bases[record.run] = self._bases.load(record.run, other.content if other else None) if other else None
-        known = {run: _contents(base) for run, base in bases.items()}
-        wants = {scan.run: scan for scan in self._source.manifests(known)}
-        present = {run: {*known[run], scan.content} for run, scan in wants.items() if run in there}
-        haves = {scan.run: scan for scan in self._target.manifests(present)}
+        wants, haves = self._scans(there, {run: _contents(base) for run, base in bases.items()})
         for record in records:
             run = record.run
             want, have, base, told = wants.get(run), haves.get(run), bases[run], bases[run]
@@ -178,6 +176,22 @@ class Sync:
                 base = self._bases.load(run, have.content)
             other = there.get(run) if have else None
             yield Both(record, want, other, have, trusted(base, record, other) if other else None, told)
+
+    def _scans(self, there: dict[RunId, Record], known: Known) -> tuple[dict[RunId, Scan], dict[RunId, Scan]]:
+        """Both sides look at the same time at runs that have a base: neither needs the other's contents."""
+        with_base = {run: contents for run, contents in known.items() if contents and run in there}
+        pool = ThreadPoolExecutor(1)
+        try:
+            early = pool.submit(lambda: list(self._target.manifests(with_base)) if with_base else [])
+            wants = {scan.run: scan for scan in self._source.manifests(known)}
+            haves = {scan.run: scan for scan in early.result()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        left = [run for run in wants if run in there and run not in with_base]
+        if left or not with_base:
+            present = {run: {*known[run], wants[run].content} for run in left}
+            haves.update((scan.run, scan) for scan in self._target.manifests(present))
+        return wants, haves
 
     # -- decide
 
