@@ -91,9 +91,10 @@ class Remote:
         from guildsync.store.store import JOBS, Store
 
         files = _files(self.config)
-        cache = None if fresh else HomeCache(home, _location(self.config, files))
+        memory = HomeCache(home, _location(self.config, files))
+        cache = None if fresh else memory
         grace = self.config.grace if isinstance(self.config, S3Remote) else GRACE
-        store = Store(files, cache, warn, grace, jobs or JOBS)
+        store = Store(files, cache, warn, grace, jobs or JOBS, memory)
         try:
             yield store
         finally:

@@ -10,7 +10,7 @@ from guildsync.errors import CONFLICT, MISSING, MOVED, PURGED, TRASHED, Damaged,
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
 from guildsync.model.ports import Update
 from guildsync.model.run import RunId, Summary
-from guildsync.store.journal import Claim, Commit, Edit, Facts, PackFact, Version
+from guildsync.store.journal import NO_FACTS, Claim, Commit, Edit, Facts, PackFact, Version
 from guildsync.store.objects import Objects
 from guildsync.store.reading import Reading
 from guildsync.store.view import View
@@ -18,13 +18,19 @@ from guildsync.store.view import View
 
 class Draft:
     """Facts for one journal object, made from one reading. `id` is the commit's uuid4; `own` are the confirmed packs
-    that the journal does not name yet."""
+    that the journal does not name yet, `damaged` those that nobody is to rely on from now on."""
 
-    def __init__(self, reading: Reading, id: str, own: dict[str, PackFact]) -> None:  # noqa: A002 - a commit's id
+    def __init__(
+        self,
+        reading: Reading,
+        id: str,  # noqa: A002 - a commit's id
+        own: dict[str, PackFact],
+        damaged: frozenset[Digest] = frozenset(),
+    ) -> None:
         self._view = reading.view
         self._sequence = reading.next_sequence
         self._id = id
-        self._own = own
+        self._own, self._damaged = own, damaged
         self._versions: list[Version] = []
         self._claims: dict[RunId, list[Claim]] = {}
         self._edits: list[Edit] = []
@@ -50,7 +56,9 @@ class Draft:
             claims=frozenset(claim for claims in self._claims.values() for claim in claims),
             edits=frozenset(self._edits),
         )
-        return None if facts == Facts() else Commit(store, self._sequence, self._id, facts)
+        if facts == NO_FACTS:
+            return None
+        return Commit(store, self._sequence, self._id, replace(facts, condemned=self._damaged))
 
     def proof(self, after: View) -> list[Problem]:
         """Rule W4: what a reading that began after the commit was confirmed says against its versions."""

@@ -13,6 +13,7 @@ from guildsync.model.ports import Cache, Collected, Known, Lost, Moment, Piece, 
 from guildsync.model.run import NO_METADATA, Metadata, Record, RunId, Summary
 from guildsync.store.cache import NoCache
 from guildsync.store.checkpoint import GRACE, Checkpointer
+from guildsync.store.damage import Damage
 from guildsync.store.draft import Draft, good_packs, summary_of
 from guildsync.store.fs import Absent, Files
 from guildsync.store.gc import PROBE, Collector
@@ -41,9 +42,12 @@ class Store:
         warn: Callable[[str], None] = lambda _: None,
         grace: float = GRACE,
         jobs: int = JOBS,
+        memory: Cache | None = None,
     ) -> None:
-        """`grace`: seconds for which what nobody needs any more is kept. `jobs`: packs on their way at a time."""
+        """`grace`: seconds for which what nobody needs any more is kept. `jobs`: packs on their way at a time.
+        `memory`: where damage is remembered, also by who caches nothing."""
         cache = cache or NoCache()
+        self._damage = Damage(memory or cache)
         self._files = files
         self._pool = ThreadPoolExecutor(max(_THREADS, jobs))
         self._journal = Journal(files, cache, self._pool, warn)
@@ -53,6 +57,7 @@ class Store:
         # Whoever opens a store wants to know what is there: the answer comes while he looks at his own side.
         self._first: Future[Reading] | None = self._pool.submit(self._journal.read)
         self._reading: Reading | None = None
+        self._said: Reading
         self._listed = False
         self._shown: View | None = None
         self._grace = grace
@@ -115,7 +120,7 @@ class Store:
     def fetch(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
         left = {want.digest: want for want in wanted}
         view = self._read().view
-        self._load(_claimed(view, {want.run for want in left.values()}))
+        failed = set(self._load(_claimed(view, {want.run for want in left.values()})))
         tried: set[tuple[str, Digest]] = set()
         last: dict[Digest, Problem] = {}
         while left:
@@ -124,6 +129,7 @@ class Store:
                 tried.add((pack, row.digest))
                 want = left[row.digest]
                 if isinstance(data, bytes):
+                    self._damage.acquit(pack, row.digest)
                     yield Piece(left.pop(row.digest), data)
                 elif isinstance(data, Damaged):
                     last[row.digest] = Problem(want.run, want.path, DAMAGED, f"{data.message} (in pack {pack})")
@@ -133,7 +139,11 @@ class Store:
                 seen, view = view, self._read(anew=True).view
                 if not found and view.facts == seen.facts:
                     break
-                self._load(_readable(view))  # a collector may have moved them (rule V2), or another pack has them
+                failed |= self._load(_readable(view)).keys()  # a collector may have moved them (rule V2)
+        for pack, lost in [(pack, lost) for pack, lost in tried if lost in left]:
+            self._damage.note(pack, lost)
+        for pack in failed if left else ():
+            self._damage.note(pack)
         for digest, want in left.items():
             missing = Problem(want.run, want.path, MISSING, f"no pack holds the object {digest}")
             yield Lost(want, last.get(digest, missing))
@@ -142,23 +152,26 @@ class Store:
         return history(self._read(), run)
 
     def audit(self) -> Iterator[Problem]:
-        """Every pack that is needed is there, of its size, with its index; every living version finds its objects."""
+        """Every pack that a restore of all runs needs is there, of its size, with its index."""
         reading = self._read(anew=True)
         yield from reading.problems
         view = reading.view
         sizes = self._files.list("packs", deep=True)
         facts = {fact.name: fact for fact in view.facts.adds}
-        for name in sorted(view.needed_packs()):
+        needed = frozenset(_claimed(view, view.runs()))
+        for name in sorted(needed):
             path = pack_path(name)
             fact = facts.get(Digest(name))
+            judge = self._damage.note if fact is None or sizes.get(path) != fact.size else self._damage.acquit
+            judge(name)
             if fact is None or path not in sizes:
                 yield Problem("", path.encode(), MISSING, "a pack that runs need is not there")
             elif sizes[path] != fact.size:
                 yield Problem("", path.encode(), DAMAGED, f"a pack has {sizes[path]} bytes, not {fact.size}")
-        needed = view.needed_packs()
         # What the packs say themselves: no index object vouches for them.
         failed = self._objects.load(fact for fact in view.facts.adds if fact.name in needed)
         for pack, reason in failed.items():
+            self._damage.note(pack)
             if isinstance(reason, Damaged):
                 yield Problem("", pack_path(pack).encode(), DAMAGED, reason.message)
 
@@ -227,7 +240,8 @@ class Store:
         if updates and not reading.names:
             about = self._pool.submit(self._files.put, FORMAT_NAME, canonical(_ABOUT))
         own = self._stage.flush()
-        draft = Draft(reading, str(uuid.uuid4()), own)
+        damaged = self._damage.news(self._said)
+        draft = Draft(reading, str(uuid.uuid4()), own, damaged)
         for update in updates:
             problems += draft.add(update, self._objects)
         commit = draft.commit(reading.view.store or self._made_id)
@@ -236,6 +250,7 @@ class Store:
         if about is not None:
             about.result()
         self._journal.put(commit)
+        self._damage.forget(damaged)
         after = self._read(anew=True)
         self._stage.forget(after.view.facts)
         self._checkpointer.tidy(after, commit.name)
@@ -287,7 +302,8 @@ class Store:
     def _read(self, anew: bool = False) -> Reading:
         if self._reading is None or anew:
             first, self._first = self._first, None
-            self._reading = self._journal.read() if first is None else first.result()
+            self._said = self._journal.read() if first is None else first.result()
+            self._reading = self._damage.applied(self._said)
             if not self._reading.names:
                 self._files.require_root()
         return self._reading

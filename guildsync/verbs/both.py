@@ -9,7 +9,7 @@ from guildsync.errors import CONFLICT, MISSING, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest
 from guildsync.model.plan import Clash, Plan
 from guildsync.model.ports import Base, Scan, Update
-from guildsync.model.run import INCOMPLETE, NO_METADATA, Record, RunId, Summary
+from guildsync.model.run import INCOMPLETE, NO_METADATA, Record, RunId, Scalars, Summary
 from guildsync.verbs.deliver import Delivery
 
 
@@ -90,12 +90,20 @@ def summary_of(both: Both, plan: Plan, result: Manifest) -> Summary:
     kept = any(path.startswith(b".guild/attrs/") for path in plan.left)
     there = both.there.summary if both.there is not None else None
     summary = there if kept and there is not None else both.record.summary
-    if both.want.scalars is not None and summary is both.record.summary:
-        summary = replace(summary, scalars=both.want.scalars)
+    if summary is both.record.summary:
+        summary = replace(summary, scalars=_scalars(both))
     status = both.record.summary.status
     if there is not None and there.status != INCOMPLETE and not status_news(both):
         status = there.status
     return replace(summary, status=status, size=result.size, files=result.files)
+
+
+def _scalars(both: Both) -> Scalars:
+    """Those that the source's files hold; a scan of what was known does not say them, but then the target does."""
+    if both.want.scalars is not None:
+        return both.want.scalars
+    same = both.there is not None and both.have is not None and both.have.content == both.want.content
+    return both.there.summary.scalars if both.there is not None and same else both.record.summary.scalars
 
 
 def went_away(run: RunId) -> Problem:

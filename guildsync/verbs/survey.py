@@ -79,7 +79,7 @@ class Survey:
 def survey(places: Sequence[Place], home: Place, bases: Callable[[Reads, Reads], Bases], question: Question) -> Survey:
     """Ask all places at the same time. Only runs that are wanted, and are both there and at home, are compared.
 
-    Raises what went wrong with a single place; of several, only where nothing was found, and the first of it."""
+    Raises the first of what went wrong where something did everywhere."""
     compares = question.compare and len(places) > 1 and not question.deleted
     talks = [_Talk(place, question) for place in places]
     if compares and all(place.name != home.name for place in places):
@@ -88,7 +88,7 @@ def survey(places: Sequence[Place], home: Place, bases: Callable[[Reads, Reads],
     try:
         _each(pool, _Talk.list, talks)
         found, troubles = _chosen(talks[: len(places)], question)
-        failed = troubles[0].error if len(troubles) == len(places) or (troubles and question.selectors) else None
+        failed = troubles[0].error if len(troubles) == len(places) else None
         wanted = found[: question.limit]
         if compares:
             wanted = _compared(pool, talks, home.name, bases, wanted)
@@ -99,7 +99,7 @@ def survey(places: Sequence[Place], home: Place, bases: Callable[[Reads, Reads],
         pool.shutdown(wait=False, cancel_futures=True)  # whoever interrupts waits for nobody
         raise
     pool.shutdown()
-    if failed is not None and not found:
+    if failed is not None:
         raise failed
     return Survey(tuple(wanted), len(found), tuple(troubles))
 

@@ -111,6 +111,7 @@ class Sync:
         self._progress = progress or Progress()
         self._clock = clock
         self._outcome = Outcome()
+        self._renewed: list[RunId] = []
         self._leaves_out = options.policy.paths.leave_out
 
     def run(self) -> Outcome:
@@ -132,6 +133,7 @@ class Sync:
                 break
             chosen = again
         outcome.report([*self._source.problems, *self._target.problems])
+        outcome.notes += _told(self._renewed, "stored anew: what they lay in was damaged, or is about to go")
         outcome.notes[:] = dict.fromkeys(outcome.notes)
         outcome.seconds = self._clock() - began
         return outcome
@@ -364,6 +366,8 @@ class Sync:
         self._outcome.files += intent.delivery.files
         self._outcome.bytes_total += intent.delivery.size
         self._outcome.removed += len(intent.plan.removals)
+        if intent.update.want is not None and intent.update.want == intent.update.have:
+            self._renewed.append(intent.update.run)
 
 
 _NO_CONTENT = Digest("")
