@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Collection, Dict, Iterable, List, Optional
+from typing import Collection, FrozenSet, Iterable, List, NamedTuple, Optional
 
 from guildsync.errors import CHANGED, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, Entry, Manifest, parent, same
@@ -15,9 +15,9 @@ from guildsync.tree.dirs import Descent, open_directory, remove_tree
 from guildsync.tree.durable import EACH, Durability
 from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
-from guildsync.tree.scan import View
+from guildsync.tree.scan import Found, View, walked
 from guildsync.tree.staged import StagedFiles, name_of
-from guildsync.tree.statcache import Stamp, stamp_of
+from guildsync.tree.statcache import Known, fingerprint, stamp_of
 
 _UNSETTLED = 0o700
 """The mode of a directory of ours until all is in it."""
@@ -38,20 +38,36 @@ def assemble(files: StagedFiles, update: RawUpdate, want: Manifest, durability: 
         _settle(descent, want.entries, [b""], durability)
 
 
-def assembled_stamps(staging: int, run: str, want: Manifest, view: View) -> Dict[bytes, Stamp]:
-    """The stat data of the files of an assembled run, whose bytes are known and on the disk: nobody else can have
-    touched them, and after the run has appeared nobody can without another ctime, once the clock has ticked."""
-    stamps: Dict[bytes, Stamp] = {}
+class Laid(NamedTuple):
+    """A run that was put together, and that nobody can have touched: its stat data as a scan finds them. The bytes of
+    `unsure` files are perhaps seen as others."""
+
+    found: List[Found]
+    unsure: FrozenSet[bytes]
+
+    def known(self, want: Manifest, until_ns: int) -> Known:
+        """What the stat cache may say of it, once it has appeared: where the clock has ticked since, no file can change
+        without another ctime. `until_ns` is the latest ctime of which that is so."""
+        stamps = {
+            path: stamp_of(info)
+            for path, info in self.found
+            if not stat.S_ISDIR(info.st_mode) and path not in self.unsure and info.st_ctime_ns <= until_ns
+        }
+        whole = all(entry.kind == DIRECTORY or entry.path in stamps for entry in want.entries)
+        return Known.of(fingerprint(self.found) if whole else None, want, stamps)
+
+
+def laid_down(staging: int, run: str, want: Manifest, view: View) -> Laid:
+    """Of an assembled run whose bytes are on the disk."""
+    unsure = set()
     with Descent(open_directory(os.fsencode(run), staging)) as descent:
-        for entry in want.entries:
-            if entry.kind != FILE or view.redacts(entry.path):
-                continue
-            fd, name = descent.place(entry.path)
-            try:
-                stamps[entry.path] = stamp_of(os.stat(name, dir_fd=fd, follow_symlinks=False))
-            except FileNotFoundError:
-                continue  # it is withheld
-    return stamps
+        found = walked(descent.at(b""))
+        for path, info in found:
+            if view.redacts(path):
+                fd, name = descent.place(path)
+                if not same(view.entry((fd, name), path, info), want.by_path.get(path)):
+                    unsure.add(path)
+    return Laid(found, frozenset(unsure))
 
 
 def appear(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) -> None:

@@ -57,6 +57,10 @@ class Scanned:
         return self._manifest
 
 
+Found = Tuple[bytes, os.stat_result]
+"""A path that may be an entry, and its lstat data."""
+
+
 class View:
     """How the bytes of a run's files are seen: captured environments redacted, or (`keep_env`) as they are."""
 
@@ -138,11 +142,18 @@ def scan(run: str, run_fd: int, view: View, known: Optional[Known] = None, clock
     """
     problems: List[Problem] = []
     report = _Report(run, problems)
-    found: List[Tuple[bytes, os.stat_result]] = []
+    found: List[Found] = []
     _walk(run_fd, b"", found, report)
     if known is not None and known.fingerprint is not None and not problems and known.fingerprint == fingerprint(found):
         return Scanned(known)
     return _hashed(run_fd, view, found, _Hints(known, clock), report)
+
+
+def walked(run_fd: int) -> List[Found]:
+    """As `scan` finds the paths of a run; what cannot be read is left out."""
+    found: List[Found] = []
+    _walk(run_fd, b"", found, _Report("", []))
+    return found
 
 
 class _Hints:
@@ -187,7 +198,7 @@ class _Report:
         # else it went away since the directory was read
 
 
-def _walk(fd: int, prefix: bytes, found: List[Tuple[bytes, os.stat_result]], report: _Report) -> None:
+def _walk(fd: int, prefix: bytes, found: List[Found], report: _Report) -> None:
     with os.scandir(fd) as listed:
         names = sorted((os.fsencode(entry.name), entry) for entry in listed)
     for name, entry in names:
@@ -209,9 +220,7 @@ def _walk(fd: int, prefix: bytes, found: List[Tuple[bytes, os.stat_result]], rep
             report.failed(path, exc)
 
 
-def _hashed(
-    run_fd: int, view: View, found: List[Tuple[bytes, os.stat_result]], hints: _Hints, report: _Report
-) -> Scanned:
+def _hashed(run_fd: int, view: View, found: List[Found], hints: _Hints, report: _Report) -> Scanned:
     entries: List[Entry] = []
     stamps: Dict[bytes, Stamp] = {}
     directories = {b""}

@@ -39,14 +39,24 @@ class HomeTrash:
             staging.close(keep=False)
 
     def collect(self, dry: bool = False) -> Collected:
-        """Free what processes that died have staged, and nobody can go on with."""
+        """Free what processes that died have staged, and nobody can go on with; and end what was begun with runs that
+        they had purged."""
         files = size = 0
         for path in self._home.left_behind():
             counted = _measure(path)
             files, size = files + counted[0], size + counted[1]
         if not dry:
             self._home.sweep()
+            self._forget_gone()
         return Collected(files, size)
+
+    def _forget_gone(self) -> None:
+        if not self._home.inflight_runs():
+            return
+        with self._home.lock():
+            for run in self._home.inflight_runs():
+                if not any(map(os.path.lexists, self._paths(run))):
+                    self._home.end(run)
 
     def _each(self, runs: Collection[RunId], act: Act) -> List[Problem]:
         problems: List[Problem] = []
@@ -67,15 +77,11 @@ class HomeTrash:
     def _hide(self, run: RunId) -> List[Problem]:
         living, trashed = self._paths(run)
         try:
-            fd = open_directory(living)
+            if _is_running(living):
+                return [Problem(run, None, ALIVE, "it is running here: stop it first")]
         except FileNotFoundError:
             known = self._home.is_deleted(run) or self._home.is_purged(run)
             return [] if known else [Problem(run, None, MISSING, "there is no such run")]
-        try:
-            if attrs.alive(fd):
-                return [Problem(run, None, ALIVE, "it is running here: stop it first")]
-        finally:
-            os.close(fd)
         if self._home.is_deleted(run):
             detail = "an older run of the same id lies in the trash: `guildsync runs purge` it first"
             return [Problem(run, None, CHANGED, detail)]
@@ -96,6 +102,8 @@ class HomeTrash:
         living, trashed = self._paths(run)
         if not self._home.is_deleted(run):
             return []
+        if _is_running(trashed):
+            return [Problem(run, None, ALIVE, "it is running here, from the trash: stop it first")]
         if not os.path.lexists(living):
             self._home.note_purged(run)
         os.rename(trashed, os.fsencode(run), dst_dir_fd=staging)
@@ -109,6 +117,15 @@ class HomeTrash:
     def _paths(self, run: RunId) -> Tuple[bytes, bytes]:
         name = os.fsencode(run)
         return os.path.join(self._home.runs, name), os.path.join(self._home.trash, name)
+
+
+def _is_running(path: bytes) -> bool:
+    """Is a process of the run in this directory alive? Raises OSError where there is none."""
+    fd = open_directory(path)
+    try:
+        return attrs.alive(fd)
+    finally:
+        os.close(fd)
 
 
 def _measure(path: bytes) -> Tuple[int, int]:

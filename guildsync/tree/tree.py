@@ -48,11 +48,11 @@ from guildsync.tree.here import Here
 from guildsync.tree.home import Home, translated
 from guildsync.tree.lane import Lane
 from guildsync.tree.measure import measured, scalars_of
-from guildsync.tree.publish import appear, assemble, assembled_stamps, cut_short, rewrite
+from guildsync.tree.publish import Laid, appear, assemble, cut_short, laid_down, rewrite
 from guildsync.tree.reader import Reader
 from guildsync.tree.scan import Scanned, View, scan
 from guildsync.tree.staged import StagedFiles, Staging, logged
-from guildsync.tree.statcache import TICK_NS, Known, Stamp, StatCache
+from guildsync.tree.statcache import TICK_NS, Known, StatCache
 from guildsync.tree.trash import HomeTrash
 
 _SYNCERS = 8
@@ -81,7 +81,7 @@ class Tree:
         self._cache = StatCache(home, self._view.name)
         self._files: Optional[StagedFiles] = None
         self._lane: Optional[Lane] = None
-        self._assembled: Dict[RunId, Dict[bytes, Stamp]] = {}
+        self._assembled: Dict[RunId, Laid] = {}
         self._clock_ns = 0
         self._resumed = 0
         self._full = False
@@ -390,7 +390,7 @@ class Tree:
     def _prepare(self, files: StagedFiles, update: RawUpdate, durability: Durability) -> List[Problem]:
         if update.want is not None and update.have is None:
             assemble(files, update, update.want, durability)
-            self._assembled[update.run] = assembled_stamps(files.fd, update.run, update.want, self._view)
+            self._assembled[update.run] = laid_down(files.fd, update.run, update.want, self._view)
         return []
 
     def _publish(self, files: StagedFiles, update: RawUpdate, _: Durability) -> List[Problem]:
@@ -404,16 +404,15 @@ class Tree:
                 os.close(fd)
             return []
         if update.have is None:
-            ticked = self._clock_ns - TICK_NS
             appear(self._home, files, update, want)
-            stamps = {path: row for path, row in self._assembled.pop(run).items() if row.ctime_ns <= ticked}
+            known = self._assembled.pop(run).known(want, self._clock_ns - TICK_NS)
         else:
             was = self._cache.load(run)
             refused = rewrite(self._home, files, update, update.have, want, self._view)
             if refused:
                 return refused
             stamps = was.stamps_still_good(want) if was is not None and not was.alive else {}
-        known = Known.of(None, want, stamps)
+            known = Known.of(None, want, stamps)
         self._cache.keep(run, known)
         self._here.note(run, Scanned(known, (), want))
         return []

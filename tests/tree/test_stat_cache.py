@@ -13,15 +13,20 @@ from pathlib import Path
 import pytest
 
 from guildsync import api
+from guildsync.model.manifest import Manifest, digest_of, directory_entry, file_entry
+from guildsync.model.ports import Piece, RawUpdate, Want
+from guildsync.model.run import RunId
 from guildsync.tree import hashing, scan, statcache, tree
 from guildsync.tree.dirs import open_directory
 from guildsync.tree.home import Home
+from guildsync.tree.redact import redact
 from guildsync.tree.statcache import BLIND, StatCache, filesystem
+from guildsync.tree.tree import Tree
 from tests.kit.model import Person
 from tests.kit.trees import EPOCH_NS, MIB, put, run_ids, write_run
 from tests.kit.writers import Mapper, generation
 
-RUN, OTHER = run_ids(2)
+RUN, OTHER = map(RunId, run_ids(2))
 SIZE = 2 * MIB + 4096
 SECOND_NS = 1_000_000_000
 SEEING = ("ext4", "xfs", "btrfs")
@@ -505,11 +510,32 @@ def test_what_was_just_pulled_is_not_read_again(
     if filesystem(os.fsencode(place)) in BLIND:
         pytest.skip("nothing is kept here")
     write_run(person.home, OTHER, {f"many{n}": generation(n, 40_000) for n in range(300)})
+    (person.run(OTHER) / "link").symlink_to("many1")
+    (person.run(OTHER) / ".guild/attrs/env").write_bytes(b"HOME: /home/u\nSECRET_TOKEN: hunter2\n")
     other = pulled(person)
     hashed.clear()
     assert other.push().same == 2
-    assert b"weights" not in hashed
-    assert not any(name.startswith(b"many") for name in hashed)
+    assert hashed == []
+
+
+def test_a_captured_environment_that_is_seen_as_another_is_read_again(
+    place: Path, person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it lies where environments are kept; here it would be redacted."""
+    if filesystem(os.fsencode(place)) in BLIND:
+        pytest.skip("nothing is kept here")
+    monkeypatch.setattr(tree, "TICK_NS", 0)
+    home = Home(str(person.home))
+    data = b"HOME: /home/u\nSECRET_TOKEN: hunter2\n"
+    entry = file_entry(b".guild/attrs/env", 0o644, len(data), digest_of(data), 1)
+    run = Manifest([*(directory_entry(path, 0o755, 1) for path in (b".guild", b".guild/attrs")), entry])
+    target = Tree(home)
+    target.stage([Piece(Want(entry.digest or digest_of(b""), len(data), OTHER, entry.path, 0), data)])
+    assert target.commit([RawUpdate(OTHER, None, run, {}, {})]) == []
+    target.close()
+    (scan,) = Tree(home).manifests({OTHER: ()})
+    assert scan.manifest is not None
+    assert scan.manifest.by_path[entry.path].digest == digest_of(redact(data)) != entry.digest
 
 
 @pytest.mark.parametrize("keep_times", [False, True])
