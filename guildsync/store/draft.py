@@ -68,7 +68,7 @@ class Draft:
             versions = [claim.version for claim in claims]
             if not after.facts.purged.isdisjoint(versions):
                 problems.append(Problem(run, None, PURGED, "it was purged there meanwhile"))
-            elif any(not bad.isdisjoint(claim.packs) for claim in claims):
+            elif not after.living.issuperset(versions) or any(not bad.isdisjoint(claim.packs) for claim in claims):
                 problems.append(Problem(run, None, MOVED, "a collector condemned a pack that it relied on"))
             elif after.rivals(run) and any(head.id in versions for head in after.heads(run)):
                 problems.append(Problem(run, None, CONFLICT, "another writer pushed this run at the same time"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
@@ -30,6 +31,7 @@ LEFT_OVER = 86400.0
 PROBE = "probe-"
 """Files of such names are put and removed at once, to see what the store makes of them."""
 _ATTEMPTS = 10
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _HINT = "`guildsync verify` names all damage; restore what it names from a copy first"
 
 Needs = Mapping[str, Collection[Digest]]
@@ -46,7 +48,7 @@ def prunable(view: View, stored: Mapping[str, float], now: float, keep: float) -
     """Rule H1: the versions that were replaced longer than `keep` seconds ago, of runs all of whose heads are settled.
     `stored` says when a commit came, by the store's clock; nothing is known of the others."""
     replaced: dict[str, float] = {}
-    for version in view.facts.versions:
+    for version in (each for each in view.facts.versions if each.id in view.living):
         since = stored.get(version.id.partition("/")[0], now)
         for before in version.replaces:
             replaced[before] = min(since, replaced.get(before, since))
@@ -137,7 +139,8 @@ class Collector:
         old = prunable(seen.reading.view, seen.reading.stored, seen.now, HISTORY)
         if old and not dry:
             self._say(seen.reading, Facts(purged=old))
-            seen = self._look()
+        if old:
+            seen = self._look(old)
         view = seen.reading.view
         condemn = condemnable(view, seen.ages(), seen.sparse, grace)
         earlier = seen.condemned(grace) | (condemn if grace <= 0 else frozenset())
@@ -151,12 +154,13 @@ class Collector:
         self._sweep(last, seen.now, max(grace, GRACE_AT_LEAST))
         return _collected(seen, len(old), gone)
 
-    def _look(self) -> _Seen:
-        """Rule G1's reading, and the proof that every living version finds its objects where its claim says."""
+    def _look(self, given_up: frozenset[str] = frozenset()) -> _Seen:
+        """Rule G1's reading, and the proof that every living version finds its objects where its claim says. Versions
+        that are `given_up` count as purged."""
         now = self._clock()
-        reading, needed = self._agreed(self._prove, whole=True)
-        listed = {path.rpartition("/")[2]: size for path, size in self._files.list("packs", deep=True).items()}
-        packs = {Digest(name): size for name, size in listed.items() if not name.startswith(".")}
+        reading, needed = self._agreed(lambda found: self._prove(_without(found, given_up)), whole=True)
+        reading = _without(reading, given_up)
+        packs = _named(self._files.list("packs", deep=True), pack_path)
         sparse = (name for name, size in packs.items() if needed.get(name, 0) < SPARSE * (size - EMPTY))
         return _Seen(reading, packs, now, frozenset(sparse))
 
@@ -275,15 +279,29 @@ class Collector:
     def _sweep(self, reading: Reading, now: float, grace: float) -> None:
         """Index objects that no checkpoint names any more, and what interrupted puts and probes left."""
         for directory in ("", "packs", "index", "journal"):
-            for path, size in self._files.list(directory, deep=bool(directory)).items():
-                age, name = 0.0 if size.modified is None else now - size.modified, path.rpartition("/")[2]
-                unnamed = path == table_path(name) and name not in reading.tables
-                if (unnamed and age > grace) or (name.startswith((".", PROBE)) and age > LEFT_OVER):
+            listed = self._files.list(directory, deep=bool(directory))
+            unnamed = {table_path(name) for name in _named(listed, table_path).keys() - set(reading.tables)}
+            for path, size in listed.items():
+                age = 0.0 if size.modified is None else now - size.modified
+                left = path.rpartition("/")[2].startswith((".", PROBE))
+                if (path in unnamed and age > grace) or (left and age > LEFT_OVER):
                     self._files.remove(path)
 
     def _remove(self, paths: Iterable[str]) -> None:
         for _ in self._pool.map(self._files.remove, paths):
             pass
+
+
+def _without(reading: Reading, versions: frozenset[str]) -> Reading:
+    """As if these had been purged."""
+    facts = reading.view.facts
+    return replace(reading, view=View(replace(facts, purged=facts.purged | versions))) if versions else reading
+
+
+def _named(listed: Mapping[str, Size], path: Callable[[str], str]) -> dict[Digest, Size]:
+    """By digest, the files that lie where `path` says; whatever else lies there is not ours."""
+    names = ((name.rpartition("/")[2], name, size) for name, size in listed.items())
+    return {Digest(last): size for last, name, size in names if _DIGEST.fullmatch(last) and path(last) == name}
 
 
 def _collected(seen: _Seen, old: int, gone: frozenset[Digest]) -> Collected:
