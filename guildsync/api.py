@@ -7,13 +7,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
 from guildsync.errors import GuildsyncError, NotFound, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
-from guildsync.model.ports import Collected, Moment, Replica, Step
+from guildsync.model.ports import Collected, Moment, Order, Replica, Step
 from guildsync.model.run import Metadata, Record, RunId
 from guildsync.model.select import Filters, names_by_id, newest_first, select
 from guildsync.remotes import Home, Listed, Remote, bases, open_remote, opened_home
@@ -23,7 +24,11 @@ from guildsync.verbs.files import Files, look
 from guildsync.verbs.lifecycle import Acted, Request, Verified
 from guildsync.verbs.outcome import Outcome, Progress
 from guildsync.verbs.survey import Found, Place, Question, Survey, nothing_at, survey
-from guildsync.verbs.sync import Options, Removals, Sync
+from guildsync.verbs.sync import DELIVERED, NoBases, Options, Removals, Sync
+from guildsync.verbs.training import Followed, Line, stop, tail
+
+if TYPE_CHECKING:
+    from guildsync.training import Prepared, Wish
 
 __all__ = [
     "LOCAL",
@@ -180,11 +185,14 @@ class Context:
     ) -> Survey:
         """The chosen runs of several places, the newest first, at most `limit`. All places are asked at the same time;
         one that cannot be asked is a trouble of its own. `compare`: tell how each run compares with the one of that id
-        in this home. Selectors are understood place by place. What there is of remotes is noted for `known`."""
+        in this home. Selectors are understood place by place. What there is of remotes is noted for `known`. Where
+        several could ask for passphrases, none does."""
         question = Question(
             choice.filters, choice.selectors, deleted, sizes or choice.needs_details, limit, compare=compare
         )
-        return survey([self._place(name) for name in remotes], self._place(LOCAL), partial(bases, self.home), question)
+        quietly = sum(self._may_ask(name) for name in remotes) > 1
+        places = [self._place(name, quietly) for name in remotes]
+        return survey(places, self._home_place, partial(bases, self.home), question)
 
     def known(self, remote: str = LOCAL) -> list[tuple[RunId, str]]:
         """The runs of a remote when they were last listed here, the newest first, each with its label; those of the
@@ -207,7 +215,7 @@ class Context:
     def diff(self, remote: str, one: Choice, other: Choice, scope: Scope = Scope()) -> Difference:
         """What differs from one run to another of the same place. Raises NotFound, Usage where several are chosen."""
         with self._there(remote) as replica:
-            return difference(replica, one, other, scope)
+            return difference(replica, one, other, scope, one.needs_details or other.needs_details)
 
     @contextmanager
     def look(self, remote: str = LOCAL, choice: Choice = Choice(("@latest",))) -> Iterator[Files]:
@@ -255,6 +263,57 @@ class Context:
         with self._there(remote) as replica:
             return lifecycle.collect(replica, grace, agree, dry_run)
 
+    def prepare(self, remote: str, wish: Wish) -> Prepared:
+        """A run of what is wished for, as it is to run there; nothing is sent yet."""
+        from guildsync import training  # what reads scripts and git is of no use to any other verb
+
+        return training.prepare(wish, self.remote(remote).surroundings, [self.home.path])
+
+    def stage(self, remote: str, prepared: Prepared) -> None:
+        """Deliver a prepared run: it waits there to be started."""
+        there = self.remote(remote)
+        if there.layout == STORE:
+            hint = "runs are started where they lie as plain directories: here, on hosts, in other homes"
+            raise Usage(f"nothing can be started at {there.where}", hint)
+        with prepared.staged() as new, self._opened(there) as target:
+            outcome = Sync(new, target, NoBases(), Options()).run()
+        for problem in outcome.problems:
+            if problem.reason not in DELIVERED:
+                raise GuildsyncError(f"the run could not be delivered: {problem.detail}", "try again")
+
+    def start(self, remote: str, run: RunId, order: Order) -> bool:
+        """Start a run that waits there; False where it was started before."""
+        return self._line(remote).start(run, order)
+
+    def order(self, remote: str, choice: Choice, wish: Wish) -> tuple[RunId, Order]:
+        """What starts the one chosen run, which was staged there."""
+        found = self.runs(remote, choice)
+        if len(found) != 1:
+            raise Usage(f"{len(found)} runs are named", "name one")
+        from guildsync import training
+
+        return found[0].run, training.order_of(found[0], self.remote(remote).surroundings, wish)
+
+    def follow(self, remote: str, run: RunId, take: Callable[[bytes], None], offset: int = 0) -> Followed:
+        """Hand over what a run prints, from `offset` on, until it has ended."""
+        return self._line(remote).follow(run, take, offset)
+
+    def tail(self, remote: str, run: RunId, lines: int) -> int:
+        """Where the last `lines` lines begin of what a run has printed so far."""
+        with self.remote(remote).executing(self.home) as executor:
+            return tail(executor, run, lines)
+
+    def stop(self, remote: str, request: Request, patience: float) -> Acted:
+        """End runs where they run: TERM, and after `patience` seconds KILL, to what is proven to be theirs."""
+        with self._there(remote) as replica:
+            records = request.choose(list(replica.runs(sizes=request.details)))
+        with self.remote(remote).executing(self.home) as executor:
+            return stop(executor, records, request, patience)
+
+    def _line(self, remote: str) -> Line:
+        there = self.remote(remote)
+        return Line(partial(there.executing, self.home), self.warn)
+
     def check(self, remote: str) -> Generator[Step, None, None]:
         """Is it usable? Step by step, ending after the first that failed."""
         there = self.remote(remote)
@@ -281,14 +340,31 @@ class Context:
             _require(replica, there.where)
             yield replica
 
-    def _place(self, name: str) -> Place:
+    def _may_ask(self, name: str) -> bool:
+        try:
+            return self.remote(name).may_ask
+        except GuildsyncError:
+            return False
+
+    def _place(self, name: str, quietly: bool) -> Place:
         """What cannot even be opened says so when it is asked."""
         try:
             there = self.remote(name)
         except GuildsyncError as exc:
             return Place(name, name, partial(_refused, exc))
-        noted = Listed(self.home, there).note if name != LOCAL else lambda _: None
-        return Place(there.name, there.where, partial(self._opened, there), lambda records: noted(_labelled(records)))
+        if there.name == LOCAL:
+            return self._home_place(False)
+        listed = Listed(self.home, there)
+        return Place(
+            there.name,
+            there.where,
+            partial(there.opened, self.home, self.warn, jobs=self.jobs, quietly=quietly),
+            lambda records: listed.note(_labelled(records)),
+            there.config.keep_env,
+        )
+
+    def _home_place(self, keeps_env: bool) -> Place:
+        return Place(LOCAL, self.home.text, partial(opened_home, self.home, keeps_env), keeps_env=keeps_env)
 
     def _opened(self, remote: Remote, rehash: bool = False) -> AbstractContextManager[Replica]:
         if remote.name == LOCAL:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from guildsync.errors import Damaged, Problem
+from guildsync.errors import UNREADABLE, Damaged, Problem
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import (
     Collected,
@@ -29,6 +29,7 @@ from guildsync.model.run import (
     COMPLETED,
     ERROR,
     INCOMPLETE,
+    LOST,
     PENDING,
     RUNNING,
     STAGED,
@@ -46,6 +47,9 @@ MAX_DOCUMENT = 4 << 20
 MAX_DEPTH = 100
 MAX_ALIASES = 10
 _SURELY_SHALLOW = 1000  # no document is deeper than it has bytes
+
+_METADATA = ("label", "tags", "comments", "marked")
+_MEND = "it is no list that YAML can read: mend or remove it; nothing of the run is written before"
 
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What PyYAML raises, besides its own errors, for values that do not fit their tags."""
@@ -142,6 +146,7 @@ class AttributedTree:
 
     def __init__(self, tree: RawTree) -> None:
         self._tree = tree
+        self._seen: dict[RunId, Mapping[str, bytes]] = {}
 
     @property
     def replica(self) -> str:
@@ -161,6 +166,8 @@ class AttributedTree:
 
     def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[Record]:
         for raw in self._tree.runs(deleted, sizes):
+            values = raw.attributes.values
+            self._seen[raw.run] = {name: values[name] for name in _METADATA if name in values}
             yield record(raw)
 
     def manifests(self, known: Known) -> Iterable[Scan]:
@@ -180,7 +187,15 @@ class AttributedTree:
         return self._tree.resumed
 
     def commit(self, updates: Sequence[Update]) -> list[Problem]:
-        return self._tree.commit([raw_update(update) for update in updates])
+        """What was listed last is what an update goes out from. What could not be read is not overwritten."""
+        problems: list[Problem] = []
+        raw = []
+        for update in updates:
+            one = raw_update(update, self._seen.get(update.run))
+            lost = sorted(name for name, data in one.attributes_were.items() if _is_unread(name, data or b""))
+            problems += (Problem(update.run, f".guild/attrs/{name}".encode(), UNREADABLE, _MEND) for name in lost)
+            raw += [] if lost else [one]
+        return problems + (self._tree.commit(raw) if raw else [])
 
     def hide(self, runs: Collection[RunId]) -> list[Problem]:
         return self._tree.hide(runs)
@@ -206,19 +221,23 @@ class AttributedTree:
 
 def record(raw: RawRecord) -> Record:
     known = summary(raw.attributes), metadata(raw.attributes)
-    return Record(raw.run, *known, deleted=raw.deleted, purged=raw.purged)
+    unread = frozenset(name for name in _METADATA if _is_unread(name, raw.attributes.values.get(name, b"")))
+    return Record(raw.run, *known, deleted=raw.deleted, purged=raw.purged, unread=unread)
 
 
-def raw_update(update: Update) -> RawUpdate:
-    """Only attribute files whose field differs from `metadata_was` are written."""
+def raw_update(update: Update, seen: Mapping[str, bytes] | None = None) -> RawUpdate:
+    """Only attribute files whose field differs from `metadata_was` are written. `seen` are those that were listed."""
     was, now = encode_metadata(update.metadata_was), encode_metadata(update.metadata)
+    attributes = {name: data for name, data in now.items() if data != was[name]}
+    is_new = update.want is not None and update.have is None
     return RawUpdate(
         update.run,
         update.have,
         update.want,
-        {name: data for name, data in now.items() if data != was[name]},
+        attributes,
         None if update.summary is None else _markers(update.summary, update.origin),
         update.withheld,
+        {} if seen is None or is_new else {name: seen.get(name) for name in attributes},
     )
 
 
@@ -232,9 +251,12 @@ def _markers(summary: Summary, origin: str) -> Mapping[str, bytes]:
 
 
 def _status(attributes: Attributes, exit_status: int | None) -> str:
-    """Guild's order, after what only guildsync knows: that a sync of the run did not end."""
+    """Guild's order, after what only guildsync knows: that a sync of the run did not end, that its process did without
+    a word. (Such a run may still be marked as waiting: the markers are removed after the process is written down.)"""
     if attributes.inflight:
         return INCOMPLETE
+    if attributes.lost and "LOCK.remote" not in attributes.markers:
+        return LOST
     for marker, status in (("LOCK.remote", RUNNING), ("PENDING", PENDING), ("STAGED", STAGED)):
         if marker in attributes.markers:
             return status
@@ -252,6 +274,14 @@ def _attribute(attributes: Attributes, name: str) -> Any:
     """The plain value of an attribute; None where there is none or it cannot be read."""
     document = _document(attributes.values.get(name, b""))
     return document[0] if document else None
+
+
+def _is_unread(name: str, data: bytes) -> bool:
+    """Is there something that is no list, where lists are kept? A label is text, whatever it is."""
+    if name not in ("tags", "comments") or not data.strip():
+        return False
+    document = _document(data)
+    return document is None or not (document[0] is None or isinstance(document[0], list))
 
 
 def _label(data: bytes) -> str | None:
@@ -357,6 +387,11 @@ def _yaml() -> tuple[Any, Any]:
     for kind in (Loader, Dumper):
         kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
     return Loader, Dumper
+
+
+def encode_values(values: Mapping[str, Any]) -> dict[str, bytes]:
+    """Attribute files that say these plain values, as Guild writes them; None leaves one out."""
+    return {name: _encode(value) for name, value in values.items() if value is not None}
 
 
 def _encode(value: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +17,19 @@ from typing import Any, NamedTuple, Protocol
 from guildsync.agent.bootstrap import command, digest, first_words
 from guildsync.agent.client import TIMEOUT, FarTree, NeedsModules, Opening
 from guildsync.attributes import AttributedTree
-from guildsync.compute.ssh import Host, Process, Ssh, effective, has_terminal
-from guildsync.config import FsspecRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
+from guildsync.compute.executor import LocalExecutor
+from guildsync.compute.source import Source, copy_source
+from guildsync.compute.ssh import Host, Process, Ssh, effective, has_terminal, quoted
+from guildsync.config import LOCAL, FsspecRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
 from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
-from guildsync.model.ports import Bases, Cache, Folder, Reads, Replica, Step
+from guildsync.model.ports import Bases, Cache, Executor, Folder, Reads, Replica, Step
 from guildsync.model.run import RunId, checked_run_id
 from guildsync.store.cache import NoCache
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home
 from guildsync.tree.kept import HomeBases, HomeCache
+from guildsync.tree.newrun import write_run
 from guildsync.tree.tree import Tree
 
 __all__ = ["Home", "Listed", "Remote", "bases", "open_remote", "opened_home"]
@@ -64,6 +68,11 @@ class Remote:
             return FolderFileSystem(partial(_far_folder, self.config))
         return _files(self.config).fs
 
+    @property
+    def may_ask(self) -> bool:
+        """May a person be asked for something, at the terminal, when it is opened?"""
+        return isinstance(self.config, SshRemote) and self.layout == "tree"
+
     @contextmanager
     def opened(
         self,
@@ -72,12 +81,13 @@ class Remote:
         fresh: bool = False,
         rehash: bool = False,
         jobs: int | None = None,
+        quietly: bool = False,
     ) -> Iterator[Replica]:
         """The remote's replica, closed at the end. `home` keeps what is cached of it; `fresh`: as a client without
         any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
-        way at a time."""
+        way at a time; `quietly`: nobody is asked for a passphrase."""
         if isinstance(self.config, SshRemote) and self.layout == "tree":
-            with _connected(self.config, home, rehash) as there:
+            with _connected(self.config, home, rehash, quietly) as there:
                 yield AttributedTree(there.far)
             return
         if self.layout == "tree":
@@ -99,6 +109,24 @@ class Remote:
             yield store
         finally:
             store.close()
+
+    @contextmanager
+    def executing(self, home: Home, quietly: bool = False) -> Iterator[Executor]:
+        """What starts and follows processes of its runs; raises Usage where there can be none. `quietly`: nobody is
+        asked for anything."""
+        if self.layout != "tree":
+            hint = "runs are started where they lie as plain directories: here, on hosts, in other homes"
+            raise Usage(f"nothing can be started at {self.where}", hint)
+        if isinstance(self.config, SshRemote):
+            with _connected(self.config, home, False, quietly, lists=False) as there:
+                yield there.far.executor
+            return
+        yield LocalExecutor(home.runs if self.name == LOCAL else Home(_path(self.config)).runs)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What the configuration says of the environment of its runs."""
+        return _surroundings(self.config)
 
     def check(self, home: Home, warn: Warn = lambda _: None, jobs: int | None = None) -> Iterator[Step]:
         """Can it be used? Ends after the first step that failed."""
@@ -141,6 +169,42 @@ def opened_home(home: Home, keep_env: bool = False, rehash: bool = False) -> Ite
         tree.close()
 
 
+class Surroundings(NamedTuple):
+    """Of a training process: its interpreter, shell lines and a shell command that come first, and variables."""
+
+    python: str
+    init: str | None = None
+    activate: str | None = None
+    env: Mapping[str, str] = {}
+
+
+def _surroundings(config: RemoteConfig) -> Surroundings:
+    if not isinstance(config, SshRemote):
+        return Surroundings("python3")
+    if config.venv_path:
+        activate: str | None = f". {_in_shell(config.venv_path.rstrip('/') + '/bin/activate')}"
+    elif config.conda_env:
+        activate = f'eval "$(conda shell.posix hook)" && conda activate {quoted([config.conda_env])}'
+    else:
+        activate = config.venv_activate
+    return Surroundings("python" if activate else config.python, config.init, activate, config.env)
+
+
+def _in_shell(path: str) -> str:
+    """A path as a word of the shell there, which expands `~` at its beginning."""
+    return f'"$HOME"/{quoted([path[2:]])}' if path.startswith("~/") else quoted([path])
+
+
+@contextmanager
+def new_run(run: RunId, attributes: Mapping[str, bytes], opref: bytes, source: Source) -> Iterator[Replica]:
+    """A replica that holds this run alone, and nobody else sees."""
+    with tempfile.TemporaryDirectory(prefix="guildsync-run-") as directory:
+        home = Home(directory)
+        write_run(home, run, attributes, opref, partial(copy_source, source))
+        with opened_home(home) as replica:
+            yield replica
+
+
 class _Connected(NamedTuple):
     """A host while it is used."""
 
@@ -150,10 +214,12 @@ class _Connected(NamedTuple):
 
 
 @contextmanager
-def _connected(config: SshRemote, home: Home, rehash: bool) -> Iterator[_Connected]:
+def _connected(
+    config: SshRemote, home: Home, rehash: bool, quietly: bool = False, lists: bool = True
+) -> Iterator[_Connected]:
     """A Tree at the far end of ssh. Errors of the connection say what ssh said."""
-    ssh = Ssh(_host(config), has_terminal())
-    far, process = _started(config, ssh, home, rehash)
+    ssh = Ssh(_host(config), has_terminal() and not quietly)
+    far, process = _started(config, ssh, home, rehash, lists)
     far.further = partial(_lanes, config, ssh)
     try:
         yield _Connected(ssh, process, far)
@@ -188,13 +254,15 @@ def _ssh_steps(there: _Connected) -> Iterator[Step]:
     yield Step("sessions", True, f"{sessions} of {SESSIONS} at a time over one connection", hint)
 
 
-def _started(config: SshRemote, ssh: Ssh, home: Home | None, rehash: bool) -> tuple[FarTree, Process]:
+def _started(
+    config: SshRemote, ssh: Ssh, home: Home | None, rehash: bool, lists: bool = True
+) -> tuple[FarTree, Process]:
     """The modules go along where they are not known to be there."""
     cache: Cache = HomeCache(home, f"ssh:{ssh.host} {config.guild_home}") if home is not None else NoCache()
     arguments = {"keep_env": config.keep_env, "rehash": rehash}
     for bundled in (False, True) if digest() in cache.names("agent") else (True,):
         process = ssh.open(command(config.python))
-        opening = Opening(first_words(config.guild_home, arguments, bundled), ssh.patience)
+        opening = Opening(first_words(config.guild_home, arguments, bundled), ssh.patience, lists)
         try:
             far = FarTree(process.reader, process.writer, process, TIMEOUT, opening=opening)
         except NeedsModules:

@@ -15,7 +15,9 @@ TRAVELS = (
     "__init__.py",
     "version.py",
     "errors.py",
+    "procinfo.py",
     "model/__init__.py",
+    "model/crc32c.py",
     "model/run.py",
     "model/manifest.py",
     "model/paths.py",
@@ -49,7 +51,15 @@ TRAVELS = (
     "agent/server.py",
     "agent/values.py",
     "compute/__init__.py",
+    "compute/capture.py",
+    "compute/claim.py",
+    "compute/executor.py",
     "compute/local.py",
+    "compute/process.py",
+    "compute/runner.py",
+    "compute/scalars_out.py",
+    "compute/spec.py",
+    "compute/supervisor.py",
 )
 """The modules that run on hosts, below the package: standard library and Python 3.8 alone."""
 

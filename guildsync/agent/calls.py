@@ -34,7 +34,7 @@ class Calls:
         decode: Callable[[Item], Iterable[T]],
         limits: Sequence[int] = ROWS_LIMITS,
         arguments: Iterable[Item] = (),
-        **flags: bool | None,
+        **flags: bool | str | None,
     ) -> Iterator[T]:
         """One round trip. Values come as they arrive; a consumer that stops early cancels the rest."""
         if self._sending:
@@ -49,7 +49,7 @@ class Calls:
         decode: Callable[[Item], Iterable[T]],
         limits: Sequence[int] = ROWS_LIMITS,
         arguments: Iterable[Item] = (),
-        **flags: bool | None,
+        **flags: bool | str | None,
     ) -> Iterator[T]:
         """Sends the call now; its values can be had later."""
         self.made += 1

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from guildsync.agent import lanes
 from guildsync.agent.calls import Calls, each, nothing
+from guildsync.agent.executor import FarExecutor
+from guildsync.agent.folder import FarFolder
 from guildsync.agent.frames import VERSION, Channel, Item, error_from
 from guildsync.agent.loader import MARK
 from guildsync.agent.values import (
@@ -17,7 +19,6 @@ from guildsync.agent.values import (
     SCAN_LIMITS,
     collected_of,
     flag_of,
-    info_of,
     known_row,
     label_of,
     lost_of,
@@ -34,10 +35,9 @@ from guildsync.agent.values import (
     want_row,
 )
 from guildsync.errors import Damaged, GuildsyncError, Problem, Unreachable
-from guildsync.model.manifest import Digest, checked_digest, text
+from guildsync.model.manifest import Digest, checked_digest
 from guildsync.model.ports import (
     Collected,
-    FileInfo,
     Known,
     Lost,
     Piece,
@@ -277,6 +277,10 @@ class FarTree:
     def folder(self) -> FarFolder:
         return FarFolder(self._calls)
 
+    @property
+    def executor(self) -> FarExecutor:
+        return FarExecutor(self._calls)
+
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> set[Digest]:
@@ -415,32 +419,6 @@ def _first(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
     while size > 0 and (piece := next(pieces, None)) is not None:
         size -= len(piece.data)
         yield piece
-
-
-class FarFolder:
-    """The files of the home there (`model.ports.Folder`)."""
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    def list(self, path: bytes) -> Iterator[FileInfo]:
-        return self._calls.make("list", each(info_of), arguments=rows([text(path)]))
-
-    def info(self, path: bytes) -> FileInfo:
-        return self._calls.one("info", info_of, rows([text(path)]))
-
-    def read(self, path: bytes, start: int, stop: int) -> Iterator[bytes]:
-        left = stop - start
-
-        def piece(item: Item) -> list[bytes]:
-            nonlocal left
-            data = item[1] or b""
-            left -= len(data)
-            if not data or left < 0:
-                raise Damaged("other bytes than were asked for")
-            return [data]
-
-        return self._calls.make("read", piece, PIECE_LIMITS, rows([text(path), start, stop]))
 
 
 def _clock_step(ahead: float, round_trip: float) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from guildsync.agent.frames import VERSION, Channel, Header, Incoming, Item, error_header, send_item
@@ -16,6 +17,7 @@ from guildsync.agent.values import (
     known_of,
     label_of,
     lost_item,
+    order_of,
     piece_item,
     problem_row,
     record_row,
@@ -28,19 +30,28 @@ from guildsync.agent.values import (
     verified,
     want_of,
 )
+from guildsync.compute.executor import LocalExecutor
 from guildsync.compute.local import steps
 from guildsync.errors import Damaged, GuildsyncError, Unreachable, Usage
 from guildsync.model.manifest import untext
-from guildsync.model.ports import Piece, RawTree, Want
+from guildsync.model.ports import Executor, Piece, RawTree, Want
 from guildsync.model.run import RunId
 from guildsync.tree.home import Home
 from guildsync.tree.tree import Tree
 
 IDLE = 60.0
 BEAT = 10.0
+LONGEST_WAIT = 20.0
 
 
-def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: float = BEAT) -> None:
+def serve(
+    tree: RawTree,
+    reader: Any,
+    writer: Any,
+    idle: float = IDLE,
+    beat: float = BEAT,
+    executor: Optional[Executor] = None,
+) -> None:
     """Answers calls until the near end closes its side or is silent for `idle` seconds; then closes both descriptors.
 
     Errors of a call are answered and the next one is awaited; only frames that make no sense end the service.
@@ -50,7 +61,7 @@ def serve(tree: RawTree, reader: Any, writer: Any, idle: float = IDLE, beat: flo
     try:
         if _greeted(channel, tree):
             channel.keep_beating(beat)
-            while _serve_one(channel, tree):
+            while _serve_one(channel, tree, executor):
                 pass
     except Unreachable:
         pass  # the near end went away, which it may do at any time
@@ -69,11 +80,12 @@ def main(wanted: Mapping[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    tree = Tree(Home(wanted["home"]), wanted.get("keep_env") is True, rehash=wanted.get("rehash") is True)
+    home = Home(wanted["home"])
+    tree = Tree(home, wanted.get("keep_env") is True, rehash=wanted.get("rehash") is True)
     try:
         if wanted.get("join"):
             tree.join(wanted["join"])
-        serve(tree, reader, writer)
+        serve(tree, reader, writer, executor=LocalExecutor(home.runs))
     finally:
         tree.close()
 
@@ -112,7 +124,7 @@ def _say_last(channel: Channel, error: GuildsyncError) -> None:
         pass  # nobody listens
 
 
-def _serve_one(channel: Channel, tree: RawTree) -> bool:
+def _serve_one(channel: Channel, tree: RawTree, executor: Optional[Executor]) -> bool:
     """False when the near end is done.
 
     No order of sending blocks both ends: an answer begins when its arguments are in. Only `stage` works while they
@@ -129,6 +141,8 @@ def _serve_one(channel: Channel, tree: RawTree) -> bool:
     if not isinstance(name, str) or not isinstance(number, int):
         raise channel.fail(Damaged("a frame that is no call"))
     limits, handler = CALLS.get(name, (ROWS_LIMITS, _unknown))
+    if executor is not None and name in EXECUTES:
+        handler = partial(EXECUTES[name], executor)
     incoming = Incoming(channel, number, limits)
     try:
         given = incoming if handler is _stage else list(incoming)
@@ -294,6 +308,27 @@ def _runs_of(items: Iterable[Item]) -> List[RunId]:
 def _wants(items: Iterable[Item]) -> List[Want]:
     return [want_of(row) for row in _all_rows(items)]
 
+
+def _start(executor: Executor, _tree: RawTree, header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    (order,) = _all_rows(items)
+    return rows([executor.start(run_of(header.get("run")), order_of(order))])
+
+
+def _output(executor: Executor, _tree: RawTree, header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    """The bytes, and what is known of its end."""
+    offset, wait = _all_rows(items)
+    found = executor.output(run_of(header.get("run")), int(offset), min(float(wait), LONGEST_WAIT))
+    return [piece_item([found.ended, found.exit_status], found.data)]
+
+
+def _stop(executor: Executor, _tree: RawTree, header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    (patience,) = _all_rows(items)
+    return rows([executor.stop(run_of(header.get("run")), float(patience))])
+
+
+Executes = Callable[[Executor, RawTree, Header, Iterable[Item]], Iterable[Item]]
+EXECUTES: Dict[str, Executes] = {"start": _start, "output": _output, "stop": _stop}
+"""What is answered where processes may be started."""
 
 CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "ping": (ROWS_LIMITS, _ping),

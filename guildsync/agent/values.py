@@ -23,7 +23,19 @@ from guildsync.model.manifest import (
     text,
     untext,
 )
-from guildsync.model.ports import Aim, Collected, FileInfo, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.ports import (
+    Aim,
+    Collected,
+    FileInfo,
+    Order,
+    Output,
+    Piece,
+    RawRecord,
+    RawUpdate,
+    Scan,
+    Step,
+    Want,
+)
 from guildsync.model.run import Attributes, RunId, Scalars, checked_run_id
 
 MAX_JSON = 64 << 20
@@ -141,6 +153,7 @@ def record_row(record: RawRecord) -> Any:
         "size": found.size,
         "files": found.files,
         "scalars": found.scalars,
+        "lost": found.lost,
     }
 
 
@@ -156,6 +169,7 @@ def record_of(row: Any) -> RawRecord:
             size,
             files,
             scalars_of(row["scalars"]),
+            _flag(row["lost"]),
         )
         return RawRecord(checked_run_id(row["run"]), attributes, _flag(row["deleted"]), _flag(row["purged"]))
 
@@ -199,6 +213,7 @@ def update_item(update: RawUpdate) -> Item:
     head = {
         "run": update.run,
         "attributes": _pack(update.attributes),
+        "attributes_were": _pack(update.attributes_were),
         "markers": None if update.markers is None else _pack(update.markers),
         "withheld": [text(path) for path in sorted(update.withheld)],
     }
@@ -209,12 +224,15 @@ def update_of(item: Item) -> RawUpdate:
     with _well_formed("an update"):
         head = loads(item[0])
         withheld = frozenset(untext(path) for path in head["withheld"])
-        attributes = {_name(name): _decode(value) for name, value in head["attributes"].items()}
+        attributes, were = (
+            {_name(name): _decode(value) for name, value in head[key].items()}
+            for key in ("attributes", "attributes_were")
+        )
         run = checked_run_id(head["run"])
         markers = None if head["markers"] is None else _values(head["markers"])
     for path in withheld:
         check_path(path)
-    return RawUpdate(run, _manifest_of(item[1]), _manifest_of(item[2]), attributes, markers, withheld)
+    return RawUpdate(run, _manifest_of(item[1]), _manifest_of(item[2]), attributes, markers, withheld, were)
 
 
 def scalars_of(row: Any) -> Scalars:
@@ -237,6 +255,31 @@ def collected_row(found: Collected) -> Any:
 def collected_of(row: Any) -> Collected:
     with _well_formed("what was collected"):
         return Collected(*map(_count, row))
+
+
+def order_row(order: Order) -> Any:
+    return [list(order.argv), dict(order.env), dict(order.secrets), order.init, order.activate, order.runner_at]
+
+
+def order_of(row: Any) -> Order:
+    with _well_formed("an order"):
+        argv, env, secrets, init, activate, runner_at = row
+        if runner_at is not None:
+            _count(runner_at)
+        return Order(tuple(argv), dict(env), dict(secrets), init, activate, runner_at)
+
+
+def output_of(item: Item) -> Output:
+    with _well_formed("an output"):
+        ended, status = label_of(item)
+        if status is not None and (type(status) is not int or abs(status) >= 1 << 31):
+            raise ValueError
+        return Output(item[1] or b"", _flag(ended), status)
+
+
+def word_of(row: Any) -> str:
+    with _well_formed("a word"):
+        return _name(row)
 
 
 def info_row(info: FileInfo) -> Any:

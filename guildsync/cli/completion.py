@@ -149,7 +149,9 @@ def complete(program: Any, settings: Settings, instruction: str, environ: Mappin
     try:
         words, incomplete = _words(shell, environ)
         items = _Resolver(program, {"obj": settings}, "guildsync", VARIABLE).get_completions(words, incomplete)
-        lines = list(dict.fromkeys(_LINES[shell](item) for item in items))
+        option = incomplete[: incomplete.find("=") + 1] if incomplete.startswith("-") else ""  # of the same word
+        written = _LINES[shell]
+        lines = list(dict.fromkeys(written(each.type, option + each.value, shown(each.help or "")) for each in items))
     except Exception:  # noqa: BLE001 -- a configuration that is being edited, a home that is not there, anything
         return 1
     if lines:
@@ -170,21 +172,17 @@ def _words(shell: str, environ: Mapping[str, str]) -> tuple[list[str], str]:
     return [word for n, word in enumerate(before) if word != "=" or not before[n - 1].startswith("-")], typed
 
 
-def _help(item: Item) -> str:
-    return shown(item.help) if item.help else ""
+def _for_zsh(kind: str, value: str, about: str) -> str:
+    described = value.replace(":", r"\:") if about else value
+    return f"{kind}\n{described}\n{about or '_'}"
 
 
-def _for_zsh(item: Item) -> str:
-    about = _help(item) or "_"
-    value = item.value.replace(":", r"\:") if about != "_" else item.value
-    return f"{item.type}\n{value}\n{about}"
-
-
-_LINES: Mapping[str, Callable[[Item], str]] = {
-    "bash": lambda item: f"{item.type},{item.value}",
+_LINES: Mapping[str, Callable[[str, str, str], str]] = {
+    "bash": lambda kind, value, _: f"{kind},{value}",
     "zsh": _for_zsh,
-    "fish": lambda item: f"{item.type},{item.value}" + (f"\t{_help(item)}" if item.help else ""),
+    "fish": lambda kind, value, about: f"{kind},{value}" + (f"\t{about}" if about else ""),
 }
+"""What each script reads of one item."""
 
 
 # -- what may stand where

@@ -12,7 +12,18 @@ from typing import Any, NoReturn
 import typer
 from typer.main import get_command
 
-from guildsync.cli import completion, configured, difference, files, health, lifecycle, listing, metadata, syncing
+from guildsync.cli import (
+    completion,
+    configured,
+    difference,
+    files,
+    health,
+    lifecycle,
+    listing,
+    metadata,
+    syncing,
+    training,
+)
 from guildsync.cli.options import Command, Group, RunsCommand, RunsGroup, Settings, nearest
 from guildsync.cli.terminal import Terminal, finish, prepare
 from guildsync.errors import GuildsyncError, Interrupted, Usage
@@ -43,6 +54,10 @@ def _program() -> Any:
     app.command("ls", cls=RunsCommand)(files.ls)
     app.command("cat", cls=RunsCommand)(files.cat)
     app.command("diff", cls=RunsCommand)(difference.diff)
+    app.command("run", cls=training.RunCommand)(training.run)
+    app.command("watch", cls=RunsCommand)(training.watch)
+    app.command("stop", cls=RunsCommand)(training.stop)
+    runs.command("stop", cls=RunsCommand)(training.stop)
     app.command("remotes", cls=Command)(listing.remotes)
     app.command("check", cls=Command)(health.check)
     app.command("verify", cls=RunsCommand)(health.verify)

@@ -56,7 +56,10 @@ class Terminal:
             raise Usage(f"{question} There is no terminal to ask at", "--yes answers")
         sys.stderr.write(f"{shown(question)} [y/N] ")
         sys.stderr.flush()
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
+        answer = sys.stdin.readline()
+        if not answer.endswith("\n"):
+            _write(sys.stderr, "")  # Ctrl-D leaves the cursor behind the question
+        return answer.strip().lower() in ("y", "yes")
 
     @property
     def has_line(self) -> bool:

@@ -4,16 +4,114 @@ from __future__ import annotations
 
 import configparser
 import glob
+import json
 import os
 import platform
+import select
 import subprocess
-from typing import Iterator, List, Tuple
+import sys
+import time
+from typing import Any, Iterator, List, NamedTuple, Tuple
 
+from guildsync import errors
+from guildsync.compute.claim import started_in
+from guildsync.compute.process import GONE, PATIENCE, Stopped, stop
+from guildsync.compute.spec import Spec
+from guildsync.errors import GuildsyncError, NotFound, SafetyStop, Unreachable
 from guildsync.model.ports import Step
+from guildsync.procinfo import Started, is_alive
 
 _LOGIND = ("/etc/systemd/logind.conf", "/etc/systemd/logind.conf.d/*.conf", "/usr/lib/systemd/logind.conf.d/*.conf")
 _LINGER = "/var/lib/systemd/linger"
 _DEADLINE = 10.0
+_LAST_WORDS = 10.0  # seconds that a supervisor may take to write down how its process ended
+_POLL = 0.05
+_SUPERVISOR = "import sys;sys.path.insert(0,sys.argv[1]);from guildsync.compute.supervisor import main;main()"
+
+
+class Launched(NamedTuple):
+    """Who runs a run. `already`: this was so before, or it has run; nothing was started."""
+
+    started: Started
+    already: bool
+
+
+def launch(spec: Spec, deadline: float = 30.0) -> Launched:
+    """Starts a supervisor of its own session for a run. However often and from wherever this is called, a run's
+    training process is started once at most: who does not know whether it was, asks again.
+
+    Raises Unreachable where no answer comes within `deadline` seconds (the run may start all the same), and whatever
+    the supervisor answers.
+    """
+    place = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    argv = [sys.executable or "python3", "-I", "-S", "-c", _SUPERVISOR, place]
+    try:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    except OSError as exc:
+        raise NotFound(f"cannot start {argv[0]}: {exc.strerror}") from exc
+    with process:  # it ends when it has read: what goes on is its child
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(spec.encode())
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it says why
+        try:
+            said = _first_line(process.stdout.fileno(), deadline)
+        except Unreachable:
+            process.kill()  # where it has not begun, it never will
+            raise
+    return _launched(said)
+
+
+def stop_run(run: str, patience: float = PATIENCE) -> Stopped:
+    """Ends what runs in a run directory, if a supervisor of ours started it, and waits for its exit status to be
+    written down. Raises NotFound where nothing was started, SafetyStop where something else did."""
+    started = started_in(run)
+    if started is None:
+        if os.path.lexists(os.path.join(run, ".guild", "LOCK")):
+            raise SafetyStop(
+                "it was not started by guildsync: no process is proven to be its", "stop it as it was started"
+            )
+        raise NotFound("nothing was started in this run")
+    found = stop(started.process, patience)
+    deadline = time.monotonic() + _LAST_WORDS
+    while found.outcome != GONE and is_alive(started.supervisor) and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    return found
+
+
+def _first_line(fd: int, deadline: float) -> bytes:
+    """All that is said up to a line that is JSON, or to the end."""
+    end, said = time.monotonic() + deadline, b""
+    while not said.rpartition(b"\n")[0].rpartition(b"\n")[2].startswith(b"{"):
+        if not select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
+            raise Unreachable(f"no answer within {deadline:g} s whether the run was started", "ask again")
+        block = os.read(fd, 1 << 16)
+        if not block:
+            break
+        said += block
+    return said
+
+
+def _launched(said: bytes) -> Launched:
+    lines = said.decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+    try:
+        answer: Any = json.loads(lines[-1])
+        for name in ("started", "already"):
+            if name in answer:
+                return Launched(Started.from_json(answer[name]), name == "already")
+        kind, message, hint = getattr(errors, answer["error"]), str(answer["message"]), answer["hint"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise GuildsyncError(f"the supervisor cannot be started: {lines[-1][:500]}") from None
+    raise _known(kind)(message, None if hint is None else str(hint))
+
+
+def _known(kind: Any) -> Any:
+    return kind if isinstance(kind, type) and issubclass(kind, GuildsyncError) else GuildsyncError
 
 
 def steps() -> Iterator[Step]:

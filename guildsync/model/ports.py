@@ -138,7 +138,9 @@ class RawRecord:
 @dataclass(frozen=True)
 class RawUpdate:
     """An Update as a Tree takes it. `attributes` maps a metadata attribute to its bytes or None to remove it;
-    `markers` are those that stand afterwards, with their bytes (of LOCK.remote, PENDING, STAGED); None leaves them."""
+    `markers` are those that stand afterwards, with their bytes (of LOCK.remote, PENDING, STAGED); None leaves them.
+    `attributes_were` is what some held when the update was made; where one no longer does, nothing of the run is
+    written."""
 
     run: RunId
     have: Optional[Manifest]
@@ -146,6 +148,7 @@ class RawUpdate:
     attributes: Mapping[str, Optional[bytes]]
     markers: Optional[Mapping[str, bytes]]
     withheld: FrozenSet[bytes] = frozenset()
+    attributes_were: Mapping[str, Optional[bytes]] = field(default_factory=dict)
 
 
 class Collected(NamedTuple):
@@ -253,6 +256,43 @@ class Target(Source, Writes, Trash, Protocol):
 
     def commit(self, updates: Sequence[Update]) -> List[Problem]:
         """Make updates whose objects are staged or there already visible, run by run; what it returns was not done."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is executed for a run, in its directory. `runner_at`: before this word of `argv` stands the path of
+    `compute/runner.py`, which only the place itself knows. `init` are shell lines and `activate` is a shell command
+    that come first; `secrets` are set in the environment as `env` is, and written down nowhere."""
+
+    argv: Tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    init: Optional[str] = None
+    activate: Optional[str] = None
+    runner_at: Optional[int] = None
+
+
+class Output(NamedTuple):
+    """What a run printed from some place on. `ended`: there will be no more. `exit_status` is None while it runs, and
+    of one that did not get to say."""
+
+    data: bytes
+    ended: bool
+    exit_status: Optional[int]
+
+
+class Executor(Protocol):
+    """Processes of runs, beside a Tree."""
+
+    def start(self, run: RunId, order: Order) -> bool:
+        """Start a run that is there; False where that was done before. Whoever does not know asks again: no run is
+        ever started twice."""
+
+    def output(self, run: RunId, offset: int, wait: float) -> Output:
+        """Some of what it printed from `offset` on; comes after `wait` seconds at the latest."""
+
+    def stop(self, run: RunId, patience: float) -> str:
+        """TERM, and after `patience` seconds KILL, to what is proven to be the run's; `gone` where nothing ran."""
 
 
 class FileInfo(NamedTuple):

@@ -23,7 +23,8 @@ TERMINATED = "terminated"
 PENDING = "pending"
 STAGED = "staged"
 INCOMPLETE = "incomplete"
-STATUSES = (RUNNING, COMPLETED, ERROR, TERMINATED, PENDING, STAGED, INCOMPLETE)
+LOST = "lost"
+STATUSES = (RUNNING, COMPLETED, ERROR, TERMINATED, PENDING, STAGED, INCOMPLETE, LOST)
 
 
 def is_run_id(value: str) -> bool:
@@ -173,7 +174,7 @@ class Record:
     """A run as a replica lists it. `content` is None where only a scan can tell; `heads` are the replica's own
     names of the versions that are current, two or more when writers did not see each other. `history` are the contents
     of the first of them and of all that it replaced; None where no history is kept. `purged`: nothing is left of it but
-    that it was here."""
+    that it was here. `unread` are the fields of `metadata` that are there and could not be read."""
 
     run: RunId
     summary: Summary
@@ -184,11 +185,13 @@ class Record:
     deleted: bool = False
     history: Optional[FrozenSet[Digest]] = None
     purged: bool = False
+    unread: FrozenSet[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a Tree has of a run without understanding it: attribute files and markers as raw bytes."""
+    """What a Tree has of a run without understanding it: attribute files and markers as raw bytes. `alive`: a process
+    of it runs here. `lost`: one did, started by guildsync, and is gone without having told its end."""
 
     values: Mapping[str, bytes]
     opref: Optional[bytes]
@@ -198,6 +201,7 @@ class Attributes:
     size: Optional[int] = None
     files: Optional[int] = None
     scalars: Scalars = field(default_factory=dict)
+    lost: bool = False
 
 
 NO_ATTRIBUTES = Attributes({}, None, frozenset(), False, False)

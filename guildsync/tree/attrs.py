@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import uuid
-from typing import Dict, FrozenSet, Mapping, Optional
+from typing import Dict, FrozenSet, Mapping, Optional, Tuple
 
 from guildsync.model.run import Attributes
+from guildsync.procinfo import Started, decode_started
 from guildsync.tree.dirs import Descent, open_directory, write_all
 from guildsync.tree.durable import EACH, Durability
 
@@ -38,7 +39,7 @@ def read_attributes(run_fd: int, inflight: bool) -> Attributes:
     values: Dict[str, bytes] = {}
     opref = None
     markers: FrozenSet[str] = frozenset()
-    lock = None
+    is_running = lost = False
     try:
         guild = open_directory(b".guild", run_fd)
     except OSError:
@@ -48,11 +49,15 @@ def read_attributes(run_fd: int, inflight: bool) -> Attributes:
             opref = _read(guild, b"opref")
             present = set(os.listdir(guild))
             markers = frozenset(name for name in MARKERS if name in present)
-            lock = _read(guild, b"LOCK") if "LOCK" in markers else None
             values = _read_listed(guild) if "attrs" in present else {}
+            if "LOCK" in markers or ("sync" in present and "exit_status" not in values):
+                is_running, ours = _who_runs(guild)
+                if ours and not is_running and "exit_status" not in values:
+                    values = _read_listed(guild)  # it may have ended since: that is written before it is gone
+                    lost = "exit_status" not in values
         finally:
             os.close(guild)
-    return Attributes(values, opref, markers, lock is not None and is_alive(lock), inflight)
+    return Attributes(values, opref, markers, is_running, inflight, lost=lost)
 
 
 def alive(run_fd: int) -> bool:
@@ -62,10 +67,33 @@ def alive(run_fd: int) -> bool:
     except OSError:
         return False
     try:
-        lock = _read(guild, b"LOCK")
-        return lock is not None and is_alive(lock)
+        return _who_runs(guild)[0]
     finally:
         os.close(guild)
+
+
+def _who_runs(guild: int) -> Tuple[bool, bool]:
+    """(does a process of the run run here, is it one that a supervisor of ours started).
+
+    What a supervisor wrote down of itself and its process tells them from others that got their ids. A LOCK that
+    names anybody else is Guild AI's.
+    """
+    lock, started = _read(guild, b"LOCK"), _started(guild)
+    if started is not None and (lock is None or lock.strip() == b"%d" % started.supervisor.pid):
+        return started.is_alive, True
+    return (started is not None and started.is_alive) or (lock is not None and is_alive(lock)), False
+
+
+def _started(guild: int) -> Optional[Started]:
+    try:
+        sync = open_directory(b"sync", guild)
+    except OSError:
+        return None
+    try:
+        data = _read(sync, b"process")
+        return None if data is None else decode_started(data)
+    finally:
+        os.close(sync)
 
 
 def is_alive(lock: bytes) -> bool:
@@ -83,6 +111,18 @@ def is_alive(lock: bytes) -> bool:
     except OSError:
         return True
     return True
+
+
+def changed(run_fd: int, were: Mapping[str, Optional[bytes]]) -> bool:
+    """Does an attribute hold other bytes than it did?"""
+    if not were:
+        return False
+    with Descent(os.dup(run_fd)) as descent:
+        try:
+            fd = descent.at(b".guild/attrs")
+        except OSError:
+            return any(data is not None for data in were.values())
+        return any(_read(fd, os.fsencode(name)) != data for name, data in were.items())
 
 
 def write_attributes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from guildsync.model.crc32c import masked
 from guildsync.tree.hashing import read_at
 
 Add = Callable[[int, float], None]
@@ -300,20 +301,6 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _table() -> Tuple[int, ...]:
-    found = list(range(256))
-    for _ in range(8):
-        found = [value >> 1 ^ (0x82F63B78 if value & 1 else 0) for value in found]
-    return tuple(found)
-
-
-_CRC32C = _table()
-
-
 def _checksum(length: int) -> int:
     """The masked CRC-32C of a record's length."""
-    crc = 0xFFFFFFFF
-    for byte in length.to_bytes(8, "little"):
-        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return masked(length.to_bytes(8, "little"))

@@ -348,6 +348,8 @@ class Tree:
         except OSError as exc:
             return [_failed(run, None, exc)]
         try:
+            if attrs.changed(fd, update.attributes_were):
+                return [Problem(run, None, CHANGED, "what people say of it changed here meanwhile")]
             if update.want is None:
                 return []
             if attrs.alive(fd):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from guildsync.errors import CONFLICT, MISSING, Problem
+from guildsync.errors import CONFLICT, MISSING, UNREADABLE, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest
 from guildsync.model.plan import Clash, Plan
 from guildsync.model.ports import Base, Scan, Update
@@ -69,6 +69,18 @@ def trusted(base: Base | None, *records: Record) -> Base | None:
     """No base where a side's history knows nothing of it: it went back in time, and what it lacks was not removed."""
     histories = [record.history for record in records if record.history is not None]
     return base if base is not None and all(history & base.seen for history in histories) else None
+
+
+def as_far_as_read(record: Record, base: Base | None) -> Record:
+    """What is there of the metadata and could not be read is as the base has it: nobody took it away."""
+    shared = base.metadata if base is not None else NO_METADATA
+    unread = {name: getattr(shared, name) for name in record.unread}
+    return replace(record, metadata=replace(record.metadata, **unread)) if unread else record
+
+
+def unread(record: Record) -> list[Problem]:
+    detail = "it is no list that YAML can read: what the target has of it stays"
+    return [Problem(record.run, f".guild/attrs/{name}".encode(), UNREADABLE, detail) for name in sorted(record.unread)]
 
 
 def arrived(both: Both, manifest: Manifest) -> Base:

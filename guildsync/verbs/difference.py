@@ -20,7 +20,7 @@ from guildsync.verbs.sync import Choose
 MOST_TEXT = 1 << 20
 """Bytes of a file that is compared line by line. No such file has parts."""
 _BYTES_AT_A_TIME = 16 << 20
-_MOST_PAIRS = 10_000_000
+_MOST_PAIRS = 30_000_000
 """Of lines that differ on both sides: with more of them, looking for what they share would take too long."""
 _CONTEXT = 3
 _GUILD = b".guild"
@@ -95,12 +95,15 @@ class Scope:
         return self.every or not (path == _GUILD or path.startswith(_GUILD + b"/"))
 
 
-def difference(replica: Replica, one: Choose, other: Choose, scope: Scope = Scope()) -> Difference:
-    """From the run that `one` chooses to that of `other`. Only files that are to be shown and differ are fetched.
+def difference(
+    replica: Replica, one: Choose, other: Choose, scope: Scope = Scope(), details: bool = False
+) -> Difference:
+    """From the run that `one` chooses, by its `details` too, to that of `other`. Only files that are to be shown and
+    differ are fetched.
 
     Raises NotFound for a run that is not there and a path that neither has, Usage where several runs are chosen,
     Damaged."""
-    records = list(replica.runs())
+    records = list(replica.runs(sizes=details))
     was, now = _single(one(records)), _single(other(records))
     sides = files_of(replica, [was.run, now.run])
     if scope.path:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from guildsync.errors import (
+    CHANGED,
     DAMAGED,
     MISSING,
     Problem,
@@ -15,10 +16,10 @@ from guildsync.errors import (
 )
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import Collected, Lost, Replica, Update, Want
-from guildsync.model.run import Metadata, Record, RunId
+from guildsync.model.run import Metadata, Record, RunId, merge_metadata
 from guildsync.verbs.deliver import wants_of
 from guildsync.verbs.outcome import problem_row
-from guildsync.verbs.sync import Choose
+from guildsync.verbs.sync import ROUNDS, Choose
 
 _RUNS_AT_A_TIME = 64
 
@@ -110,16 +111,26 @@ class Request:
 
 
 def edit(replica: Replica, request: Request, change: Callable[[Metadata], Metadata]) -> Acted:
-    """Make the metadata of the chosen runs what `change` says; those that are so already stay untouched."""
+    """Make the metadata of the chosen runs what `change` says; those that are so already stay untouched. What others
+    say of them at the same time stays said."""
     records = request.choose(list(replica.runs(sizes=request.details)))
     now = {record.run: change(record.metadata) for record in records}
-    news = [record for record in records if now[record.run] != record.metadata]
+    news = {record.run: record for record in records if now[record.run] != record.metadata}
 
     def write(runs: Collection[RunId]) -> list[Problem]:
-        updates = (Update(r.run, None, None, None, now[r.run], r.metadata) for r in news if r.run in runs)
-        return replica.commit(list(updates))
+        there, problems = {run: news[run] for run in runs}, list[Problem]()
+        for last in (False,) * (ROUNDS - 1) + (True,):
+            merged = {run: merge_metadata(news[run].metadata, there[run].metadata, now[run])[0] for run in there}
+            updates = [Update(run, None, None, None, merged[run], there[run].metadata) for run in there]
+            failed = replica.commit(updates)
+            again = {problem.run for problem in failed if problem.reason == CHANGED and not last}
+            problems += [problem for problem in failed if problem.run not in again]
+            if not again:
+                break
+            there = {record.run: record for record in replica.runs() if record.run in again}
+        return problems
 
-    return _done(request, news, write)
+    return _done(request, list(news.values()), write)
 
 
 def delete(replica: Replica, request: Request, permanent: bool = False) -> Acted:

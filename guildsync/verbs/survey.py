@@ -21,12 +21,14 @@ PARTIAL = 7
 @dataclass(frozen=True)
 class Place:
     """Somewhere to ask. `where` is it in words; `opened` makes its replica, and what that or anything of the replica
-    raises is the place's own trouble; `listed` is told all runs that live there."""
+    raises is the place's own trouble; `listed` is told all runs that live there. `keeps_env`: captured environments are
+    seen there as they are."""
 
     name: str
     where: str
     opened: Callable[[], AbstractContextManager[Replica]]
     listed: Callable[[Sequence[Record]], None] = lambda _: None
+    keeps_env: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,25 @@ class Survey:
         return PARTIAL if any(not isinstance(trouble.error, NotFound) for trouble in self.troubles) else 0
 
 
-def survey(places: Sequence[Place], home: Place, bases: Callable[[Reads, Reads], Bases], question: Question) -> Survey:
-    """Ask all places at the same time. Only runs that are wanted, and are both there and at home, are compared.
+def survey(
+    places: Sequence[Place], homes: Callable[[bool], Place], bases: Callable[[Reads, Reads], Bases], question: Question
+) -> Survey:
+    """Ask all places at the same time. Only runs that are wanted, and are both there and at home, are compared. `homes`
+    is this home, with captured environments as they are, or not: each place is compared with the one that is like it.
 
     Raises the first of what went wrong where something did everywhere."""
+    asked = [_Talk(place, question) for place in places]
     compares = question.compare and len(places) > 1 and not question.deleted
-    talks = [_Talk(place, question) for place in places]
-    if compares and all(place.name != home.name for place in places):
-        talks.append(_Talk(home, replace(question, sizes=False)))
+    mine = _homes(homes, asked, question) if compares else {}
+    talks = [*asked, *(talk for talk in mine.values() if talk not in asked)]
     pool = ThreadPoolExecutor(len(talks))
     try:
         _each(pool, _Talk.list, talks)
-        found, troubles = _chosen(talks[: len(places)], question)
+        found, troubles = _chosen(asked, question)
         failed = troubles[0].error if len(troubles) == len(places) else None
         wanted = found[: question.limit]
         if compares:
-            wanted = _compared(pool, talks, home.name, bases, wanted)
+            wanted = _compared(pool, asked, mine, bases, wanted)
             troubles += [Trouble(t.name, t.error) for t in talks if t.error is not None and _is_news(t, troubles)]
         for talk in talks:
             talk.end()
@@ -109,7 +114,7 @@ class _Talk:
     behind one that failed there is none."""
 
     def __init__(self, place: Place, question: Question) -> None:
-        self.name, self._where = place.name, place.where
+        self.name, self.keeps_env = place.name, place.keeps_env
         self.records: dict[RunId, Record] = {}
         self.error: GuildsyncError | None = None
         self.replica: Replica | None = None
@@ -125,7 +130,7 @@ class _Talk:
         """All of it is within the place's own context, which may have something to say about what is raised."""
         with place.opened() as replica:
             if not replica.is_there:
-                raise nothing_at(self._where)
+                raise nothing_at(place.where)
             self.replica = replica
             listed = list(replica.runs(question.deleted, question.sizes))
             if not question.deleted:
@@ -187,54 +192,63 @@ def _chosen(talks: Iterable[_Talk], question: Question) -> tuple[list[Found], li
     return sorted(found, key=lambda each: newness(each.record)), troubles
 
 
-def _is_news(talk: _Talk, troubles: Collection[Trouble]) -> bool:
-    """A home that nobody asked for need not be there."""
-    return all(trouble.error is not talk.error for trouble in troubles) and not isinstance(talk.error, _NothingThere)
+def _is_news(talk: _Talk, troubles: Iterable[Trouble]) -> bool:
+    """Of one place only its first trouble is; and a home that nobody asked for need not be there."""
+    return all(trouble.place != talk.name for trouble in troubles) and not isinstance(talk.error, _NothingThere)
 
 
 # -- comparing
 
 
+def _homes(homes: Callable[[bool], Place], asked: Sequence[_Talk], question: Question) -> dict[bool, _Talk]:
+    """This home as places are compared with it, by whether they keep environments; asked for or not."""
+    plain = homes(False)
+    found = {False: next((talk for talk in asked if talk.name == plain.name), None)}
+    others = replace(question, sizes=False)
+    return {keeps: found.get(keeps) or _Talk(homes(keeps), others) for keeps in {False, *(t.keeps_env for t in asked)}}
+
+
 def _compared(
     pool: ThreadPoolExecutor,
-    talks: Sequence[_Talk],
-    home: str,
+    asked: Sequence[_Talk],
+    mine: Mapping[bool, _Talk],
     bases: Callable[[Reads, Reads], Bases],
     wanted: Sequence[Found],
 ) -> list[Found]:
-    (here,) = (talk for talk in talks if talk.name == home)
+    here = mine[False]
     if not here.is_known:
         return list(wanted)
-    others = [talk for talk in talks if talk is not here]
-    shared = {talk.name: _shared(talk, here, wanted) for talk in others}
-    scans: dict[RunId, Scan] = {}
-    if here.replica is not None:
-        known = {run: {r.content for r in records if r.content} for run, records in _by_run(shared.values()).items()}
-        here.do(lambda replica: scans.update(_scanned(replica, known)))
+    others = [talk for talk in asked if talk is not here]
+    shared = {talk.name: [each.record for each in wanted if _is_shared(each, talk, here)] for talk in others}
+    scans = {
+        keeps: _here(home, [shared[t.name] for t in others if t.keeps_env == keeps]) for keeps, home in mine.items()
+    }
     answers: dict[tuple[str, RunId], str] = {}
-    if here.replica is not None:
-        mine: Reads = here.replica
-        mine.aliases  # noqa: B018 - what is found out once is not found out by several threads at a time
-        asking = [talk for talk in others if talk.replica is not None and shared[talk.name]]
 
-        def ask(talk: _Talk) -> None:
-            records = [record for record in shared[talk.name] if record.run in scans]
-            talk.do(lambda there: answers.update(_answers(talk.name, there, bases(mine, there), records, scans)))
+    def ask(talk: _Talk) -> None:
+        home, known = mine[talk.keeps_env].replica, scans[talk.keeps_env]
+        records = [record for record in shared[talk.name] if record.run in known]
+        if home is not None and records:
+            talk.do(lambda there: answers.update(_answers(talk.name, there, bases(home, there), records, known)))
 
-        _each(pool, ask, asking)
+    _each(pool, ask, [talk for talk in others if talk.replica is not None])
     return [_with_standing(each, here, others, answers) for each in wanted]
 
 
-def _shared(talk: _Talk, here: _Talk, wanted: Iterable[Found]) -> list[Record]:
-    return [each.record for each in wanted if each.place == talk.name and each.record.run in here.records]
+def _here(home: _Talk, groups: Iterable[Sequence[Record]]) -> dict[RunId, Scan]:
+    """Those of the runs that others have as they are at home; none where that cannot be told."""
+    known: dict[RunId, set[Digest]] = {}
+    for record in (record for group in groups for record in group):
+        known.setdefault(record.run, set()).update([record.content] if record.content is not None else [])
+    scans: dict[RunId, Scan] = {}
+    if known and home.replica is not None:
+        home.replica.aliases  # noqa: B018 - what is found out once is not found out by several threads at a time
+        home.do(lambda replica: scans.update(_scanned(replica, known)))
+    return scans
 
 
-def _by_run(groups: Iterable[Iterable[Record]]) -> dict[RunId, list[Record]]:
-    found: dict[RunId, list[Record]] = {}
-    for group in groups:
-        for record in group:
-            found.setdefault(record.run, []).append(record)
-    return found
+def _is_shared(each: Found, talk: _Talk, here: _Talk) -> bool:
+    return each.place == talk.name and each.record.run in here.records
 
 
 def _scanned(replica: Replica, known: Mapping[RunId, Collection[Digest]]) -> dict[RunId, Scan]:

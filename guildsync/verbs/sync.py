@@ -40,6 +40,7 @@ from guildsync.verbs.both import (
     Both,
     Intent,
     arrived,
+    as_far_as_read,
     conflict,
     field_name,
     manifest_of,
@@ -48,6 +49,7 @@ from guildsync.verbs.both import (
     status_news,
     summary_of,
     trusted,
+    unread,
     went_away,
 )
 from guildsync.verbs.deliver import Carrier, Delivery, wants_of
@@ -56,7 +58,7 @@ from guildsync.verbs.outcome import Clock, Outcome, Progress
 ROUNDS = 5
 _AGAIN = frozenset({TORN, MOVED, CHANGED})
 """What another round may mend."""
-_DELIVERED = frozenset({NOT_KEPT, TRASHED})
+DELIVERED = frozenset({NOT_KEPT, TRASHED})
 
 Choose = Callable[[Sequence[Record]], Sequence[Record]]
 
@@ -177,7 +179,9 @@ class Sync:
             if have is not None and (base is None or have.content != base.content):
                 base = self._bases.load(run, have.content)
             other = there.get(run) if have else None
-            yield Both(record, want, other, have, trusted(base, record, other) if other else None, told)
+            base = trusted(base, record, other) if other else None
+            other = as_far_as_read(other, base) if other else None
+            yield Both(as_far_as_read(record, base), want, other, have, base, told)
 
     def _scans(self, there: dict[RunId, Record], known: Known) -> tuple[dict[RunId, Scan], dict[RunId, Scan]]:
         """Both sides look at the same time at runs that have a base: neither needs the other's contents."""
@@ -200,7 +204,7 @@ class Sync:
     def _decide(self, records: Sequence[Record], there: dict[RunId, Record], problems: list[Problem]) -> list[Intent]:
         intents = []
         for both in self._pairs(records, there):
-            problems += both.want.problems
+            problems += [*both.want.problems, *unread(both.record)]
             intent = self._intent(both, problems)
             if intent is not None:
                 problems += intent.problems
@@ -241,7 +245,7 @@ class Sync:
             if not self._options.dry_run:
                 self._bases.save(both.record.run, arrived(both, base))
         policy = self._options.policy
-        if any(problem.reason not in _DELIVERED for problem in both.want.problems):
+        if any(problem.reason not in DELIVERED for problem in both.want.problems):
             policy = replace(policy, delete=False)  # what could not be read is not gone
         known = base
         if self._source.problems:  # it may be older than what this base says that both sides had
@@ -352,7 +356,7 @@ class Sync:
         problems: list[Problem] = []
         for updates, failed in carrier.carry(deliveries, missing):
             problems += failed
-            broken = {problem.run for problem in failed if problem.reason not in _DELIVERED}
+            broken = {problem.run for problem in failed if problem.reason not in DELIVERED}
             for update in updates:
                 if update.run not in broken:
                     self._count(by_run[update.run])
@@ -368,6 +372,19 @@ class Sync:
         self._outcome.removed += len(intent.plan.removals)
         if intent.update.want is not None and intent.update.want == intent.update.have:
             self._renewed.append(intent.update.run)
+
+
+class NoBases:
+    """Of two sides that meet once (see `model.ports.Bases`)."""
+
+    def load(self, run: RunId, content: Digest | None) -> Base | None:  # noqa: ARG002 - the Protocol's names
+        return None
+
+    def intend(self, run: RunId, content: Digest, base: Base) -> None:
+        pass
+
+    def save(self, run: RunId, base: Base) -> None:
+        pass
 
 
 _NO_CONTENT = Digest("")

@@ -1,0 +1,243 @@
+"""run, watch and stop: training where the hardware is."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+import guildsync
+from guildsync.cli.lifecycle import Every
+from guildsync.cli.listing import RunOrLatest
+from guildsync.cli.options import LOCAL, Command, DryRun, Runs, Settings, expanded
+from guildsync.cli.words import SHORT_ID, number
+from guildsync.errors import GuildsyncError, Interrupted, Usage
+from guildsync.model.run import Metadata
+
+if TYPE_CHECKING:
+    from guildsync.api import Context, Record
+    from guildsync.model.run import RunId
+    from guildsync.training import Wish
+
+PULL_EVERY = 5.0
+"""Seconds between two looks at what a run has written, while it is pulled."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_UNPRINTABLE = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\x8e\x8f\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
+)
+
+Text = Optional[str]  # noqa: UP045 -- typer
+Texts = Optional[list[str]]  # noqa: UP045
+
+
+class RunCommand(Command):
+    """Takes words before `--` as the command's own, and hands over those behind it as they are."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta["behind"] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+def run(  # noqa: PLR0913 -- one for each option
+    ctx: typer.Context,
+    words: Annotated[
+        Texts, typer.Argument(metavar="[SCRIPT] [FLAG=VAL]... [-- ARG...]", show_default=False, help="What to run.")
+    ] = None,
+    *,
+    module: Annotated[
+        Text, typer.Option("-m", "--module", metavar="MODULE", help="Run a module, as python -m.")
+    ] = None,
+    label: Annotated[Text, typer.Option("-l", "--label", metavar="TEXT", help="Label the run.")] = None,
+    tag: Annotated[
+        Texts, typer.Option("-t", "--tag", metavar="TAG", help="Tag the run; several times: several.")
+    ] = None,
+    env: Annotated[Texts, typer.Option("--env", metavar="NAME=VALUE", help="A variable of its environment.")] = None,
+    secret: Annotated[
+        Texts,
+        typer.Option("--secret", metavar="NAME", help="A variable of this environment that it gets, and nobody else."),
+    ] = None,
+    gpus: Annotated[Text, typer.Option("--gpus", metavar="LIST", help="The GPUs it sees, such as 0,1.")] = None,
+    stage: Annotated[bool, typer.Option("--stage", help="Deliver it, and start nothing.")] = False,
+    start: Annotated[Text, typer.Option("--start", metavar="RUN", help="Start a run that was staged.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it, and wait for nothing.")] = False,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Bring what it writes home, while it runs and at the end.")
+    ] = False,
+) -> int:
+    """Start a run here, or with -r where the hardware is: of the project as it lies here, uncommitted changes and all.
+
+    What stands behind `--` goes to the script as it is; without a script it is the command to run."""
+    settings: Settings = ctx.obj
+    remote, context = settings.one_remote(), settings.context()
+    behind: tuple[str, ...] = ctx.meta.get("behind", ())
+    wish = _wish(words or [], behind, module, Metadata(label, frozenset(tag or ())), _variables(env, secret, gpus))
+    if pull and remote == LOCAL:
+        raise Usage("--pull brings home what lies elsewhere", "leave it out: the run is here")
+    if start is not None:
+        chosen, order = context.order(remote, guildsync.Choice(expanded([start])), wish)
+    else:
+        prepared = context.prepare(remote, wish)
+        chosen, order = prepared.run, prepared.order
+        settings.terminal.note(f"run {chosen} on {remote}")
+        context.stage(remote, prepared)
+    if stage:
+        settings.terminal.done(
+            f"Staged {chosen[:SHORT_ID]} on {remote}; `{_again('run --start', chosen, remote)}` starts it"
+        )
+        return 0
+    context.start(remote, chosen, order)
+    if no_wait:
+        settings.terminal.done(
+            f"Started {chosen[:SHORT_ID]} on {remote}; `{_again('watch', chosen, remote)}` follows it"
+        )
+        return 0
+    with _pulled(context, remote, chosen, pull):
+        return _followed(settings, context, remote, chosen)
+
+
+def watch(
+    ctx: typer.Context,
+    run: RunOrLatest = None,
+    *,
+    tail: Annotated[
+        Optional[int],  # noqa: UP045 -- typer
+        typer.Option("--tail", metavar="N", min=0, help="Begin with the last N lines."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Every byte as it is, also to a terminal.")] = False,
+) -> int:
+    """Follow what a run prints; the newest, where none is named. Ctrl-C stops following: the run goes on."""
+    settings: Settings = ctx.obj
+    remote, context = settings.one_remote(), settings.context()
+    found: list[Record] = context.runs(remote, guildsync.Choice(expanded([run or "@latest"]), settings.filters))
+    if len(found) != 1:
+        raise Usage(f"{len(found)} runs are named", "name one")
+    offset = 0 if tail is None else context.tail(remote, found[0].run, tail)
+    return _followed(settings, context, remote, found[0].run, offset, raw)
+
+
+def stop(
+    ctx: typer.Context,
+    runs: Runs = None,
+    *,
+    every: Every = False,
+    patience: Annotated[
+        float, typer.Option("--patience", metavar="SECONDS", help="Until what will not end is killed.")
+    ] = 10.0,
+    dry_run: DryRun = False,
+) -> int:
+    """Stop runs where they run; all that run, where none is named. Only processes that are proven to be theirs."""
+    settings: Settings = ctx.obj
+    remote, context = settings.one_remote(), settings.context()
+
+    def agree(records: Sequence[Record]) -> None:
+        settings.agreed(f"Stop {number(len(records), 'run')} on {remote}?")
+
+    choice = guildsync.Choice(expanded(runs or (["@running"] if not every else [])), settings.filters)
+    request = guildsync.Request(choice, None if settings.yes else agree, dry_run, choice.needs_details)
+    acted = context.stop(remote, request, patience)
+    settings.terminal.problems(acted.problems)
+    if settings.json:
+        settings.terminal.document({**acted.to_json(), "dry_run": dry_run})
+    elif acted.runs:
+        settings.terminal.done(f"{'Would stop' if dry_run else 'Stopped'} {number(len(acted.runs), 'run')} on {remote}")
+    else:
+        settings.terminal.done("Nothing was stopped" if acted.problems else f"Nothing to stop on {remote}")
+    return int(acted.exit_code)
+
+
+def _followed(
+    settings: Settings, context: Context, remote: str, chosen: RunId, offset: int = 0, raw: bool = False
+) -> int:
+    terminal = settings.terminal
+    plain = raw or not sys.stdout.isatty()
+
+    def take(data: bytes) -> None:
+        terminal.raw(data if plain else _UNPRINTABLE.sub(b"?", data))
+
+    try:
+        done = context.follow(remote, chosen, take, offset)
+    except KeyboardInterrupt:
+        terminal.note(f"\nnote: the run goes on; `{_again('watch', chosen, remote)}` follows it again")
+        return Interrupted.exit_code
+    code: int = done.exit_code
+    if done.exit_status is None:
+        terminal.error(f"run {chosen[:SHORT_ID]} ended without a word", "its host was restarted, or it was killed")
+    elif code:
+        terminal.note(f"note: run {chosen[:SHORT_ID]} ended with {done.exit_status}")
+    return code
+
+
+@contextmanager
+def _pulled(context: Context, remote: str, chosen: RunId, wanted: bool) -> Iterator[None]:
+    """Meanwhile, what Guild keeps of the run comes home every few seconds; at the end everything does."""
+    if not wanted:
+        yield
+        return
+    choose: Any = guildsync.Choice((chosen,))
+    ended = threading.Event()
+
+    def go_on() -> None:
+        paths = guildsync.Paths((b"/.guild/",), ())
+        while not ended.wait(PULL_EVERY):
+            try:
+                context.pull(remote, guildsync.Options(choose=choose, policy=guildsync.Policy(paths=paths)))
+            except GuildsyncError:
+                pass  # the last pull says what is wrong
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    context.pull(remote, guildsync.Options(choose=choose))
+
+
+def _wish(
+    words: Sequence[str],
+    behind: tuple[str, ...],
+    module: str | None,
+    metadata: Metadata,
+    variables: tuple[dict[str, str], dict[str, str]],
+) -> Wish:
+    from guildsync.model.script import Target, parse_flag
+    from guildsync.training import Wish
+
+    target: Target | None = None
+    flags = list(words)
+    if module is not None:
+        target = Target(module, is_module=True)
+    elif flags:
+        target = Target(flags.pop(0))
+    return Wish(os.getcwd(), target, tuple(map(parse_flag, flags)), behind, metadata, *variables)
+
+
+def _variables(
+    env: Sequence[str] | None, secret: Sequence[str] | None, gpus: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    plain: dict[str, str] = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+    for word in env or ():
+        name, sign, value = word.partition("=")
+        if not sign or not _NAME.fullmatch(name):
+            raise Usage(f"--env {name[:40]!r} names no variable", "say --env NAME=VALUE")
+        plain[name] = value
+    secrets = {}
+    for name in secret or ():
+        if name not in os.environ:
+            raise Usage(f"there is no variable {name[:40]!r} here", "--secret names one of this environment")
+        secrets[name] = os.environ[name]
+    return plain, secrets
+
+
+def _again(verb: str, chosen: RunId, remote: str) -> str:
+    return f"guildsync {verb} {chosen[:SHORT_ID]}" + (f" -r {remote}" if remote != LOCAL else "")
