@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from guildsync import remotes
 from guildsync.store.fs import open_url
 from tests.kit import servers
+from tests.kit.guild import Guild, install
 from tests.kit.servers import SERVERS, S3Server
 from tests.kit.sshd import Client, Sshd, client, sshd
 
@@ -98,6 +99,12 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
     """Every kind of server in turn; `servers.s3_servers("seaweed", …)` chooses some of them."""
     server: S3Server = request.getfixturevalue(request.param)
     return server
+
+
+@pytest.fixture(scope="session")
+def guild(tmp_path_factory: pytest.TempPathFactory) -> Guild:
+    """Guild AI, for tests that are marked `soak`."""
+    return install(tmp_path_factory.mktemp("guild"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +107,20 @@ EXIT_0, EXIT_1, KILLED = {"exit_status": b"0\n"}, {"exit_status": b"1"}, {"exit_
 )
 def test_status(values: dict[str, bytes], markers: str, alive: bool, inflight: bool, status: str) -> None:
     assert summary(raw(values, None, markers, alive, inflight)).status == status
+
+
+@pytest.mark.parametrize(
+    ("markers", "inflight", "status"),
+    [
+        ("LOCK", False, "lost"),
+        ("", False, "lost"),
+        ("PENDING STAGED", False, "lost"),
+        ("LOCK.remote", False, "running"),
+        ("LOCK", True, "incomplete"),
+    ],
+)
+def test_the_status_of_a_run_that_was_lost(markers: str, inflight: bool, status: str) -> None:
+    assert summary(replace(raw({}, None, markers, False, inflight), lost=True)).status == status
 
 
 BOMB = b"".join(

@@ -53,7 +53,9 @@ class MemoryTree:
     def runs(self, deleted=False, sizes=False):
         self._maybe_fail()
         values = {"label": b"\xff\x00caf\xc3\xa9", "odd\udc80": b""}
-        found = Attributes(values, b"op", frozenset({"LOCK"}), True, False, 12 if sizes else None, 3 if sizes else None)
+        found = Attributes(
+            values, b"op", frozenset({"LOCK"}), True, False, 12 if sizes else None, 3 if sizes else None, lost=True
+        )
         yield RawRecord(RUN, found, bool(deleted))
         yield RawRecord(OTHER, Attributes({}, None, frozenset(), False, True), bool(deleted))
         self.listed = (Problem("", b"runs/\xff", MISSING, "a listing's own"),) if sizes else ()

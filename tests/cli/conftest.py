@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -36,6 +37,8 @@ class Said:
 
 
 Cli = Callable[..., Said]
+_program = functools.cache(main._program)
+"""Building it takes longer than most commands."""
 
 
 @pytest.fixture
@@ -58,6 +61,7 @@ def store(tmp_path: Path) -> str:
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     def run(*argv: str, stdin: str = "") -> Said:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(main, "_program", _program)
         capsys.readouterr()
         code = main.run(argv)
         return Said(code, *capsys.readouterr())

@@ -205,8 +205,8 @@ def test_damage_ends_with_8_behind_the_last_good_byte(cli: Cli, home: Path, stor
 def test_a_file_that_cannot_be_read_is_a_problem_of_ls(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = api.look
 
-    def looked(replica: object, choose: object) -> Files:
-        files = real(replica, choose)  # type: ignore[arg-type]
+    def looked(*asked: object) -> Files:
+        files = real(*asked)  # type: ignore[arg-type]
         problem = Problem(files.run, b"gone", "unreadable", "Permission denied")
         return Files(files.source, files.run, files.manifest, (problem,))
 

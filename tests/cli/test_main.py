@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from guildsync import errors
-from guildsync.cli import listing
+from guildsync.cli import options
 from guildsync.version import VERSION
 from tests.cli.conftest import Cli, environment
 from tests.kit.trees import put, run_ids, write_run
@@ -34,6 +34,8 @@ COMMANDS = (
     ["verify"],
     ["ls"],
     ["cat"],
+    ["diff"],
+    ["completion"],
     ["config"],
     ["config", "show"],
     ["config", "path"],
@@ -135,7 +137,7 @@ def test_each_error_owns_its_exit_code(
     def fail(*_: object) -> list[str]:
         raise error("it \x1b[31mfailed", "do\nthis")
 
-    monkeypatch.setattr(listing, "expanded", fail)
+    monkeypatch.setattr(options, "expanded", fail)
     for argv in (["runs"], ["runs", "--json"]):
         said = cli(*argv)
         assert said.code == error.exit_code
@@ -148,7 +150,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_on_demand(
     def fail(*_: object) -> list[str]:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr(listing, "expanded", fail)
+    monkeypatch.setattr(options, "expanded", fail)
     said = cli("runs")
     assert said.code == 1
     assert said.err.splitlines()[0] == r"error: RuntimeError: first\nsecond"
@@ -161,7 +163,7 @@ def test_interrupted_is_130(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "expanded", fail)
+    monkeypatch.setattr(options, "expanded", fail)
     said = cli("runs")
     assert said.code == 130
     assert "goes on where it stopped" in said.err

@@ -1,4 +1,4 @@
-"""Kill a push or a pull at one of its storage calls: a fork server whose children send themselves SIGKILL."""
+"""Kill a command at one of its storage calls: a fork server whose children send themselves SIGKILL."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from guildsync import api
+from guildsync.errors import GuildsyncError
 from guildsync.store.fs import Files
 from tests.kit.model import Person
 
@@ -46,17 +46,17 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Command:
-    """A push or pull by a process of its own. Only paths below `below` count as storage."""
+    """What a person is to do (a method, and what JSON can say of its arguments) by a process of its own. Only paths
+    below `below` count as storage."""
 
     person: Person
     verb: str
     below: str
-    delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self) -> api.Outcome:
+    def __call__(self) -> Any:
         """Carried out by this process."""
-        outcome: api.Outcome = getattr(self.person, self.verb)(delete=self.delete)
-        return outcome
+        return getattr(self.person, self.verb)(**self.arguments)
 
     def encode(self, at: int | None, after: bool) -> bytes:
         values = {**asdict(self), "person": {**asdict(self.person), "home": str(self.person.home)}}
@@ -66,7 +66,7 @@ class Command:
     def decode(cls, value: dict[str, Any]) -> Command:
         person = value["person"]
         person = Person(Path(person["home"]), person["remote"], person["config_file"])
-        return cls(person, value["verb"], value["below"], value["delete"])
+        return cls(person, value["verb"], value["below"], value["arguments"])
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,9 @@ def _child(request: dict[str, Any], writer: int) -> None:
     try:
         _install(_Counter(say, request["at"], request["after"]), request["below"])
         outcome = Command.decode(request)()
-        end = {"exit_code": outcome.exit_code, "text": repr(outcome)}
+        end = {"exit_code": getattr(outcome, "exit_code", 0), "text": repr(outcome)}
+    except GuildsyncError as exc:
+        end = {"exit_code": exc.exit_code, "text": traceback.format_exc()}
     except BaseException:  # noqa: BLE001 (the parent tells)
         end = {"exit_code": None, "text": traceback.format_exc()}
     say(end)

@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 
 from guildsync import api
 from guildsync.errors import CONFLICT, INCOMPLETE
+from guildsync.model.edits import set_label
 from guildsync.model.manifest import FILE, Digest, Manifest
 from guildsync.model.ports import Lost, Want
 from guildsync.store.fs import Files, open_url
@@ -45,8 +46,29 @@ class Person:
     def pull(self, resolve: str | None = None, **options: Any) -> api.Outcome:
         return self.context().pull(self.remote, _options(resolve, options))
 
+    def revive(self, verb: str, runs: Sequence[str]) -> api.Outcome:
+        """Push or pull runs, also those that were deleted or purged where they go."""
+        choice = api.Choice(tuple(runs))
+        outcome: api.Outcome = getattr(self, verb)(choose=choice, revives=choice.names)
+        return outcome
+
     def verify(self) -> api.Verified:
         return self.context().verify(self.remote)
+
+    def delete(self, runs: Sequence[str], permanent: bool = False) -> api.Acted:
+        return self.context().delete(self.remote, _request(runs), permanent=permanent)
+
+    def restore(self, runs: Sequence[str]) -> api.Acted:
+        return self.context().restore(self.remote, _request(runs))
+
+    def purge(self, runs: Sequence[str]) -> api.Acted:
+        return self.context().purge(self.remote, _request(runs))
+
+    def label(self, runs: Sequence[str], label: str | None) -> api.Acted:
+        return self.context().edit(self.remote, _request(runs), set_label(label))
+
+    def collect(self, grace: float | None = None) -> api.Collected:
+        return self.context().collect(self.remote, grace)
 
     def record(self, run: str, remote: str = api.LOCAL) -> api.Record:
         return next(record for record in self.context().runs(remote) if record.run == run)
@@ -86,6 +108,11 @@ class Person:
             for name, row in snapshot(self.run(run)).items()
             if row[0] == "file"
         }
+
+
+def _request(runs: Sequence[str]) -> api.Request:
+    """No run named means all."""
+    return api.Request(api.Choice(tuple(runs)))
 
 
 def _options(resolve: str | None, more: Mapping[str, Any]) -> api.Options:

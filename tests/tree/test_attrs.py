@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from guildsync.procinfo import Identity, Started, identity
 from guildsync.tree import attrs
 from guildsync.tree.dirs import open_directory
 from tests.kit.trees import put, run_ids, snapshot, write_run
@@ -211,3 +213,70 @@ def test_a_crash_before_the_rename_leaves_the_old_bytes(run, fd, monkeypatch):
     assert (run / ".guild/attrs/label").read_bytes() == b"old\n"
     attrs.write_attributes(fd, {"label": b"newer"})
     assert (run / ".guild/attrs/label").read_bytes() == b"newer"
+
+
+# -- who runs, as a supervisor of ours wrote it down
+
+
+def claimed(run: Path, *who: Identity) -> None:
+    (run / ".guild/attrs/exit_status").unlink(missing_ok=True)
+    put(run, ".guild/sync/process", Started(*who).encode())
+
+
+def test_a_process_file_tells_a_process_from_another_with_its_id(run, fd):
+    me = identity(os.getpid())
+    other, rebooted = replace(me, start="1"), replace(me, boot="another")
+    for who, expected in (
+        ((me, other), True),
+        ((other, me), True),
+        ((other, other), False),
+        ((rebooted, rebooted), False),
+    ):
+        claimed(run, *who)
+        for lock in (None, b"%d" % me.pid, b"%d\n" % me.pid):
+            put(run, ".guild/LOCK", lock) if lock else (run / ".guild/LOCK").unlink(missing_ok=True)
+            assert attrs.alive(fd) is expected
+            found = attrs.read_attributes(fd, False)
+            assert (found.alive, found.lost) == (expected, not expected)
+
+
+def test_who_said_how_it_ended_is_not_lost(run, fd):
+    gone = replace(identity(os.getpid()), start="1")
+    claimed(run, gone, gone)
+    put(run, ".guild/attrs/exit_status", b"1\n")
+    found = attrs.read_attributes(fd, False)
+    assert (found.alive, found.lost) == (False, False)
+
+
+def test_who_ends_while_it_is_read_is_not_lost(run, fd, monkeypatch):
+    gone = replace(identity(os.getpid()), start="1")
+    claimed(run, gone, gone)
+    real = Started.is_alive.fget
+
+    def ends(started):
+        put(run, ".guild/attrs/exit_status", b"3\n")
+        return real(started)
+
+    monkeypatch.setattr(Started, "is_alive", property(ends))
+    found = attrs.read_attributes(fd, False)
+    assert (found.lost, found.values["exit_status"]) == (False, b"3\n")
+
+
+def test_a_lock_of_another_process_is_believed_beside_a_process_file(run, fd):
+    gone = replace(identity(os.getpid()), start="1", pid=dead_pid())
+    claimed(run, gone, gone)
+    put(run, ".guild/LOCK", b"%d" % os.getpid())
+    assert attrs.alive(fd)
+    put(run, ".guild/LOCK", b"%d" % dead_pid())
+    found = attrs.read_attributes(fd, False)
+    assert (found.alive, found.lost) == (False, False)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 5000])
+def test_a_process_file_that_cannot_be_read_says_nothing(run, fd, data):
+    (run / ".guild/attrs/exit_status").unlink()
+    put(run, ".guild/sync/process", data)
+    found = attrs.read_attributes(fd, False)
+    assert (found.alive, found.lost) == (False, False)
+    put(run, ".guild/LOCK", b"%d" % os.getpid())
+    assert attrs.alive(fd)

@@ -152,7 +152,9 @@ class Place:
         self.killed = Person(self.work / "home", "store", str(config))
         BEGINNINGS[begin](self.author, self.killed)
         self.store = self.work / "store"
-        self.command = Command(self.killed, begin.partition("_")[0], str(self.work), begin.endswith("changed"))
+        self.command = Command(
+            self.killed, begin.partition("_")[0], str(self.work), {"delete": begin.endswith("changed")}
+        )
         shutil.copytree(self.work, self.saved, symlinks=True)
         self._objects = self.names()
 
