@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
-from guildsync.errors import GuildsyncError, NotFound, Usage
+from guildsync.errors import GuildsyncError, NotFound, Unreachable, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
 from guildsync.model.ports import Collected, Moment, Order, Replica, Step
@@ -60,6 +60,8 @@ __all__ = [
 
 Warn = Callable[[str], None]
 STORE = "store"
+STAGINGS = 3
+"""Connections over which a run is delivered, where they break off."""
 REACHABLE = "reachable"
 """The step of every check that says what is there."""
 
@@ -264,19 +266,29 @@ class Context:
             return lifecycle.collect(replica, grace, agree, dry_run)
 
     def prepare(self, remote: str, wish: Wish) -> Prepared:
-        """A run of what is wished for, as it is to run there; nothing is sent yet."""
+        """A run of what is wished for, as it is to run there; nothing is sent yet. Raises Usage where nothing can be
+        started."""
         from guildsync import training  # what reads scripts and git is of no use to any other verb
 
-        return training.prepare(wish, self.remote(remote).surroundings, [self.home.path])
+        there = self.remote(remote)
+        there.require_executor()
+        return training.prepare(wish, there.surroundings, [self.home.path])
 
     def stage(self, remote: str, prepared: Prepared) -> None:
-        """Deliver a prepared run: it waits there to be started."""
+        """Deliver a prepared run: it waits there to be started. Where the connection breaks off, over another one."""
         there = self.remote(remote)
-        if there.layout == STORE:
-            hint = "runs are started where they lie as plain directories: here, on hosts, in other homes"
-            raise Usage(f"nothing can be started at {there.where}", hint)
-        with prepared.staged() as new, self._opened(there) as target:
-            outcome = Sync(new, target, NoBases(), Options()).run()
+        with prepared.staged() as new:
+            for left in reversed(range(STAGINGS)):
+                was_there = False
+                try:
+                    with self._opened(there) as target:
+                        was_there = True
+                        outcome = Sync(new, target, NoBases(), Options()).run()
+                    break
+                except Unreachable as exc:
+                    if not left or not was_there:
+                        raise
+                    self.warn(f"{exc.message}; trying again")
         for problem in outcome.problems:
             if problem.reason not in DELIVERED:
                 raise GuildsyncError(f"the run could not be delivered: {problem.detail}", "try again")
@@ -287,6 +299,7 @@ class Context:
 
     def order(self, remote: str, choice: Choice, wish: Wish) -> tuple[RunId, Order]:
         """What starts the one chosen run, which was staged there."""
+        self.remote(remote).require_executor()
         found = self.runs(remote, choice)
         if len(found) != 1:
             raise Usage(f"{len(found)} runs are named", "name one")
@@ -305,6 +318,7 @@ class Context:
 
     def stop(self, remote: str, request: Request, patience: float) -> Acted:
         """End runs where they run: TERM, and after `patience` seconds KILL, to what is proven to be theirs."""
+        self.remote(remote).require_executor()
         with self._there(remote) as replica:
             records = request.choose(list(replica.runs(sizes=request.details)))
         with self.remote(remote).executing(self.home) as executor:

@@ -110,13 +110,22 @@ class Remote:
         finally:
             store.close()
 
+    @property
+    def can_execute(self) -> bool:
+        """Can processes be started beside its runs?"""
+        return self.layout == "tree"
+
+    def require_executor(self) -> None:
+        """Raises Usage where nothing can be started."""
+        if not self.can_execute:
+            hint = "runs are started where they lie as plain directories: here, on hosts, in other homes"
+            raise Usage(f"nothing can be started at {self.where}", hint)
+
     @contextmanager
     def executing(self, home: Home, quietly: bool = False) -> Iterator[Executor]:
         """What starts and follows processes of its runs; raises Usage where there can be none. `quietly`: nobody is
         asked for anything."""
-        if self.layout != "tree":
-            hint = "runs are started where they lie as plain directories: here, on hosts, in other homes"
-            raise Usage(f"nothing can be started at {self.where}", hint)
+        self.require_executor()
         if isinstance(self.config, SshRemote):
             with _connected(self.config, home, False, quietly, lists=False) as there:
                 yield there.far.executor

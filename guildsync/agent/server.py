@@ -74,7 +74,7 @@ def serve(
 def main(wanted: Mapping[str, Any]) -> None:
     """Serves the home that `wanted` names over stdin and stdout; nothing else reaches them from now on. Its `keep_env`
     and `rehash` are those of `Tree`; with `join` objects are staged for another process that serves the same home."""
-    os.umask(0o077)
+    umask = os.umask(0o077)
     reader, writer = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -85,7 +85,7 @@ def main(wanted: Mapping[str, Any]) -> None:
     try:
         if wanted.get("join"):
             tree.join(wanted["join"])
-        serve(tree, reader, writer, executor=LocalExecutor(home.runs))
+        serve(tree, reader, writer, executor=LocalExecutor(home.runs, umask))
     finally:
         tree.close()
 
@@ -315,10 +315,10 @@ def _start(executor: Executor, _tree: RawTree, header: Header, items: Iterable[I
 
 
 def _output(executor: Executor, _tree: RawTree, header: Header, items: Iterable[Item]) -> Iterable[Item]:
-    """The bytes, and what is known of its end."""
+    """The bytes, what is known of its end, and how many there are."""
     offset, wait = _all_rows(items)
     found = executor.output(run_of(header.get("run")), int(offset), min(float(wait), LONGEST_WAIT))
-    return [piece_item([found.ended, found.exit_status], found.data)]
+    return [piece_item([found.ended, found.exit_status, found.size], found.data)]
 
 
 def _stop(executor: Executor, _tree: RawTree, header: Header, items: Iterable[Item]) -> Iterable[Item]:

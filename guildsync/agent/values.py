@@ -271,10 +271,10 @@ def order_of(row: Any) -> Order:
 
 def output_of(item: Item) -> Output:
     with _well_formed("an output"):
-        ended, status = label_of(item)
+        ended, status, size = label_of(item)
         if status is not None and (type(status) is not int or abs(status) >= 1 << 31):
             raise ValueError
-        return Output(item[1] or b"", _flag(ended), status)
+        return Output(item[1] or b"", _flag(ended), status, _count(size))
 
 
 def word_of(row: Any) -> str:

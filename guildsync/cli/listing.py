@@ -142,7 +142,7 @@ def _remote_row(context: Context, name: str, remote: Remote | GuildsyncError) ->
         "type": config.type,
         "where": shown(opened.where) if opened else None,
         "layout": opened.layout if opened else None,
-        "can": ["sync"] if opened else [],
+        "can": ["sync", *(["run"] if opened.can_execute else [])] if opened else [],
         "description": config.description,
     }
 

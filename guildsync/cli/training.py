@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 import guildsync
-from guildsync.cli.lifecycle import Every
 from guildsync.cli.listing import RunOrLatest
 from guildsync.cli.options import LOCAL, Command, DryRun, Runs, Settings, expanded
 from guildsync.cli.words import SHORT_ID, number
-from guildsync.errors import GuildsyncError, Interrupted, Usage
-from guildsync.model.run import Metadata
+from guildsync.errors import GuildsyncError, Interrupted, Unreachable, Usage
+from guildsync.model.run import PENDING, RUNNING, STAGED, Metadata
 
 if TYPE_CHECKING:
     from guildsync.api import Context, Record
@@ -79,29 +78,34 @@ def run(  # noqa: PLR0913 -- one for each option
     settings: Settings = ctx.obj
     remote, context = settings.one_remote(), settings.context()
     behind: tuple[str, ...] = ctx.meta.get("behind", ())
+    if start is not None and (words or behind or module or label or tag or stage):
+        raise Usage("--start starts a run as it was staged", "leave out all but --env, --secret, --gpus and how to wait")
+    if stage and (no_wait or pull or env or secret or gpus):
+        raise Usage("--stage starts nothing: no variable is kept for later", "say the rest with --start")
+    if settings.json and not (stage or no_wait):
+        raise Usage("what a run prints is no JSON", "say --no-wait; `runs info --json` tells how it ended")
+    if pull and (remote == LOCAL or no_wait):
+        raise Usage("--pull brings home what lies elsewhere, while it is followed", "leave it out; `pull` does it later")
     wish = _wish(words or [], behind, module, Metadata(label, frozenset(tag or ())), _variables(env, secret, gpus))
-    if pull and remote == LOCAL:
-        raise Usage("--pull brings home what lies elsewhere", "leave it out: the run is here")
     if start is not None:
         chosen, order = context.order(remote, guildsync.Choice(expanded([start])), wish)
     else:
         prepared = context.prepare(remote, wish)
         chosen, order = prepared.run, prepared.order
         settings.terminal.note(f"run {chosen} on {remote}")
-        context.stage(remote, prepared)
+        with _goes_on(f"if it has arrived, `{_again('run --start', chosen, remote)}` starts it"):
+            context.stage(remote, prepared)
     if stage:
-        settings.terminal.done(
-            f"Staged {chosen[:SHORT_ID]} on {remote}; `{_again('run --start', chosen, remote)}` starts it"
-        )
+        _said(settings, remote, chosen, STAGED, f"`{_again('run --start', chosen, remote)}` starts it")
         return 0
-    context.start(remote, chosen, order)
+    with _goes_on(f"`{_again('run --start', chosen, remote)}` goes on; no run is started twice"):
+        context.start(remote, chosen, order)
     if no_wait:
-        settings.terminal.done(
-            f"Started {chosen[:SHORT_ID]} on {remote}; `{_again('watch', chosen, remote)}` follows it"
-        )
+        _said(settings, remote, chosen, RUNNING, f"`{_again('watch', chosen, remote)}` follows it")
         return 0
-    with _pulled(context, remote, chosen, pull):
-        return _followed(settings, context, remote, chosen)
+    if pull:
+        return _pulled(settings, context, remote, chosen)
+    return _followed(settings, context, remote, chosen)
 
 
 def watch(
@@ -117,18 +121,26 @@ def watch(
     """Follow what a run prints; the newest, where none is named. Ctrl-C stops following: the run goes on."""
     settings: Settings = ctx.obj
     remote, context = settings.one_remote(), settings.context()
+    context.remote(remote).require_executor()
     found: list[Record] = context.runs(remote, guildsync.Choice(expanded([run or "@latest"]), settings.filters))
     if len(found) != 1:
         raise Usage(f"{len(found)} runs are named", "name one")
-    offset = 0 if tail is None else context.tail(remote, found[0].run, tail)
-    return _followed(settings, context, remote, found[0].run, offset, raw)
+    chosen = found[0].run
+    if found[0].summary.status in (STAGED, PENDING):
+        raise Usage(
+            f"run {chosen[:SHORT_ID]} was not started yet", f"`{_again('run --start', chosen, remote)}` starts it"
+        )
+    offset = 0 if tail is None else context.tail(remote, chosen, tail)
+    try:
+        return _followed(settings, context, remote, chosen, offset, raw, until_nobody_reads=True)
+    except _NobodyReads:
+        return 0
 
 
 def stop(
     ctx: typer.Context,
     runs: Runs = None,
     *,
-    every: Every = False,
     patience: Annotated[
         float, typer.Option("--patience", metavar="SECONDS", help="Until what will not end is killed.")
     ] = 10.0,
@@ -141,7 +153,7 @@ def stop(
     def agree(records: Sequence[Record]) -> None:
         settings.agreed(f"Stop {number(len(records), 'run')} on {remote}?")
 
-    choice = guildsync.Choice(expanded(runs or (["@running"] if not every else [])), settings.filters)
+    choice = settings.choice(runs)
     request = guildsync.Request(choice, None if settings.yes else agree, dry_run, choice.needs_details)
     acted = context.stop(remote, request, patience)
     settings.terminal.problems(acted.problems)
@@ -154,19 +166,35 @@ def stop(
     return int(acted.exit_code)
 
 
-def _followed(
-    settings: Settings, context: Context, remote: str, chosen: RunId, offset: int = 0, raw: bool = False
+class _NobodyReads(Exception):
+    """Of what is written to stdout."""
+
+
+def _followed(  # noqa: PLR0913 -- how it is followed
+    settings: Settings,
+    context: Context,
+    remote: str,
+    chosen: RunId,
+    offset: int = 0,
+    raw: bool = False,
+    *,
+    until_nobody_reads: bool = False,
 ) -> int:
+    """To its end, or Ctrl-C."""
     terminal = settings.terminal
     plain = raw or not sys.stdout.isatty()
 
     def take(data: bytes) -> None:
-        terminal.raw(data if plain else _UNPRINTABLE.sub(b"?", data))
+        if not terminal.raw(data if plain else _UNPRINTABLE.sub(b"?", data)) and until_nobody_reads:
+            raise _NobodyReads
 
     try:
-        done = context.follow(remote, chosen, take, offset)
-    except KeyboardInterrupt:
-        terminal.note(f"\nnote: the run goes on; `{_again('watch', chosen, remote)}` follows it again")
+        with _goes_on(f"the run goes on; `{_again('watch', chosen, remote)}` follows it again"):
+            done = context.follow(remote, chosen, take, offset)
+    except Interrupted as exc:
+        if not plain:
+            terminal.note("")  # ends the line of ^C
+        terminal.note(f"note: {exc.hint}")
         return Interrupted.exit_code
     code: int = done.exit_code
     if done.exit_status is None:
@@ -176,18 +204,15 @@ def _followed(
     return code
 
 
-@contextmanager
-def _pulled(context: Context, remote: str, chosen: RunId, wanted: bool) -> Iterator[None]:
-    """Meanwhile, what Guild keeps of the run comes home every few seconds; at the end everything does."""
-    if not wanted:
-        yield
-        return
+def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId) -> int:
+    """As `_followed`, and meanwhile what Guild keeps of the run comes home every few seconds; at its end everything
+    does."""
     choose: Any = guildsync.Choice((chosen,))
-    ended = threading.Event()
+    left = threading.Event()
 
     def go_on() -> None:
         paths = guildsync.Paths((b"/.guild/",), ())
-        while not ended.wait(PULL_EVERY):
+        while not left.wait(PULL_EVERY):
             try:
                 context.pull(remote, guildsync.Options(choose=choose, policy=guildsync.Policy(paths=paths)))
             except GuildsyncError:
@@ -196,11 +221,34 @@ def _pulled(context: Context, remote: str, chosen: RunId, wanted: bool) -> Itera
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     try:
-        yield
+        code = _followed(settings, context, remote, chosen)
     finally:
-        ended.set()
-        thread.join()
-    context.pull(remote, guildsync.Options(choose=choose))
+        left.set()
+    if code == Interrupted.exit_code:
+        return code  # the thread ends with the process; what it was pulling goes on with the next pull
+    thread.join()
+    done = context.pull(remote, guildsync.Options(choose=choose))
+    settings.terminal.problems(done.problems)
+    return code or int(done.exit_code)
+
+
+@contextmanager
+def _goes_on(how: str) -> Iterator[None]:
+    """Whatever breaks off what is done here, people are told how to go on."""
+    try:
+        yield
+    except Unreachable as exc:
+        raise Unreachable(exc.message, how) from exc
+    except KeyboardInterrupt as exc:
+        raise Interrupted("interrupted", how) from exc
+
+
+def _said(settings: Settings, remote: str, chosen: RunId, status: str, how: str) -> None:
+    if settings.json:
+        settings.terminal.document({"id": chosen, "remote": remote, "status": status})
+    else:
+        word = "Staged" if status == STAGED else "Started"
+        settings.terminal.done(f"{word} {chosen[:SHORT_ID]} on {remote}; {how}")
 
 
 def _wish(

@@ -24,26 +24,27 @@ _STATUS = re.compile(rb"(-?[0-9]{1,9})\n?")
 class LocalExecutor:
     """See `model.ports.Executor`."""
 
-    def __init__(self, runs: bytes) -> None:
-        """`runs`: the directory they lie in."""
-        self._runs = runs
+    def __init__(self, runs: bytes, umask: Optional[int] = None) -> None:
+        """`runs`: the directory they lie in. `umask`: that of what is started; None: that of this process."""
+        self._runs, self._umask = runs, umask
 
     def start(self, run: RunId, order: Order) -> bool:
         path = self._path(run)
         argv = [os.path.expanduser(order.argv[0]) if order.argv else "", *order.argv[1:]]
         if order.runner_at is not None:
             argv.insert(order.runner_at, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"))
-        spec = Spec(path, tuple(argv), order.env, order.secrets, order.init, order.activate)
+        spec = Spec(path, tuple(argv), order.env, order.secrets, order.init, order.activate, umask=self._umask)
         return not launch(spec).already
 
     def output(self, run: RunId, offset: int, wait: float) -> Output:
         path = self._path(run)
+        output = os.path.join(path, ".guild", "output")
         deadline = time.monotonic() + wait
         while True:
             ended, status = self._state(path)  # before reading: what comes after the end is nothing
-            data = _read(os.path.join(path, ".guild", "output"), offset, BLOCK)
+            data = _read(output, offset, BLOCK)
             if data or ended or time.monotonic() >= deadline:
-                return Output(data, ended and len(data) < BLOCK, status)
+                return Output(data, ended and len(data) < BLOCK, status, max(_size(output), offset + len(data)))
             time.sleep(_POLL)
 
     def stop(self, run: RunId, patience: float) -> str:
@@ -74,6 +75,13 @@ def _lives(lock: bytes) -> bool:
     except OSError:
         return True
     return int(lock) > 0
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def _read(path: str, offset: int, size: int) -> bytes:

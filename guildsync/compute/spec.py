@@ -16,16 +16,24 @@ trap 'guildsync_code=$?
 [ "$guildsync_code" -ne 0 ] || guildsync_code=1
 echo "guildsync: $guildsync_step failed (exit status $guildsync_code), so nothing was started" >&2
 exit "$guildsync_code"' EXIT
+{before}
 set -e
-eval "$1"
+{eval} "$1"
 set +e
 guildsync_step=activate
-eval "$2" || exit "$?"
+{again}
+{eval} "$2" || exit "$?"
 trap - EXIT
+{again}
 shift 2
 exec "$@"
 """
-"""Lines of a person's own are arguments of it: whatever they quote or leave open, what follows them holds."""
+_KEPT: Dict[str, Dict[str, str]] = {
+    "bash": {"before": 'guildsync_words=("$@")', "eval": "eval", "again": 'set -- "${guildsync_words[@]}"'},
+    "sh": {"before": 'guildsync_eval() { eval "$1"; }', "eval": "guildsync_eval", "again": ":"},
+}
+"""Lines of a person's own are arguments of it: whatever they quote, leave open, or `set`, what follows them holds. A
+function has arguments of its own, but in bash `declare` would be its own, too."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,10 @@ class Spec:
         """What is executed. No word is quoted: none is read by a shell."""
         if not self.init and not self.activate:
             return self.argv
-        return (self.shell, "-c", _PREPARED, "guildsync", self.init or "", self.activate or "", *self.argv)
+        script = _PREPARED
+        for name, line in _KEPT[self.shell].items():
+            script = script.replace("{%s}" % name, line)
+        return (self.shell, "-c", script, "guildsync", self.init or "", self.activate or "", *self.argv)
 
     def environment(self, inherited: Mapping[bytes, bytes]) -> Dict[bytes, bytes]:
         """All of the process's. Python is told not to hold output back."""

@@ -54,9 +54,10 @@ def main() -> None:
     except GuildsyncError as exc:
         _answer({"error": type(exc).__name__, "message": exc.message, "hint": exc.hint})
     except OSError as exc:
+        note(traceback.format_exc())
         _answer({"error": "Refused", "message": f"cannot start the run: {exc.strerror}", "hint": None})
     except BaseException:  # noqa: BLE001 -- the log is all that would know
-        traceback.print_exc()
+        note(traceback.format_exc())
     finally:
         os._exit(code)
 

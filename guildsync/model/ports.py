@@ -274,11 +274,12 @@ class Order:
 
 class Output(NamedTuple):
     """What a run printed from some place on. `ended`: there will be no more. `exit_status` is None while it runs, and
-    of one that did not get to say."""
+    of one that did not get to say. `size`: bytes that it printed so far."""
 
     data: bytes
     ended: bool
     exit_status: Optional[int]
+    size: int
 
 
 class Executor(Protocol):

@@ -63,6 +63,11 @@ class Trouble(NamedTuple):
     error: GuildsyncError
     answered: bool = False
 
+    @property
+    def is_failure(self) -> bool:
+        """Where nothing was ever made there is nothing to be told; and nothing of that name may be at one place."""
+        return not isinstance(self.error, NotFound if self.answered else _NothingThere)
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -75,7 +80,7 @@ class Survey:
     @property
     def exit_code(self) -> int:
         """7 where a place could not be asked; one where there is nothing yet, or nothing of that name, was."""
-        return PARTIAL if any(not isinstance(trouble.error, NotFound) for trouble in self.troubles) else 0
+        return PARTIAL if any(trouble.is_failure for trouble in self.troubles) else 0
 
 
 def survey(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from guildsync.errors import ALIVE, GuildsyncError, NotFound, Problem, Refused, SafetyStop, Unreachable, Usage
+from guildsync.errors import ALIVE, Damaged, GuildsyncError, NotFound, Problem, Refused, SafetyStop, Unreachable, Usage
 from guildsync.model.ports import Executor, Order
 from guildsync.model.run import RUNNING, Record, RunId
 from guildsync.verbs.lifecycle import Acted, Request
@@ -21,6 +20,7 @@ WAIT = 5.0
 PATIENCE = 150.0
 """Seconds without an answer after which a run is no longer followed. It goes on."""
 _SHORTEST, _LONGEST = 0.5, 15.0
+_BLOCK = 1 << 20
 LEFT = "left"
 """What an executor says where not even KILL ended all of a run."""
 
@@ -105,13 +105,25 @@ class Line:
 
 
 def tail(executor: Executor, run: RunId, lines: int) -> int:
-    """Where the last `lines` lines begin of what a run has printed so far."""
-    starts, offset = deque([0], lines + 1), 0
-    while data := executor.output(run, offset, 0.0).data:
-        starts.extend(offset + match.end() for match in re.finditer(b"\n", data))
-        offset += len(data)
-    begun = [start for start in starts if start < offset]
-    return begun[-lines:][0] if begun and lines else offset
+    """Where the last `lines` lines begin of what a run has printed so far. Only these are read, from the end on."""
+    end = begin = executor.output(run, 0, 0.0).size
+    starts: list[int] = []
+    while begin and len(starts) <= lines:
+        stop, begin = begin, max(0, begin - _BLOCK)
+        data = _between(executor, run, begin, stop)
+        starts = [begin + match.end() for match in re.finditer(b"\n", data)] + starts
+    begun = [start for start in ([] if begin else [0]) + starts if start < end]
+    return begun[-lines:][0] if begun and lines else end
+
+
+def _between(executor: Executor, run: RunId, begin: int, end: int) -> bytes:
+    data = b""
+    while len(data) < end - begin:
+        block = executor.output(run, begin + len(data), 0.0).data
+        if not block:
+            raise Damaged("what a run printed became shorter")
+        data += block
+    return data[: end - begin]
 
 
 def stop(executor: Executor, records: Sequence[Record], request: Request, patience: float) -> Acted:

@@ -108,7 +108,13 @@ class MemoryTree:
 
 def updates():
     one = RawUpdate(
-        RUN, None, manifest(), {"label": b"\xff", "tags": None}, {"STAGED": b""}, frozenset({b"d/\xff\xfe"})
+        RUN,
+        None,
+        manifest(),
+        {"label": b"\xff", "tags": None},
+        {"STAGED": b""},
+        frozenset({b"d/\xff\xfe"}),
+        {"label": None, "tags": b"\xfe"},
     )
     return [one, RawUpdate(OTHER, manifest({}), None, {}, {})]
 

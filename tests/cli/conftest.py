@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from guildsync.cli import main
+from tests.kit.places import ALL, Place, new_place
 from tests.kit.trees import EPOCH_US, run_ids, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,14 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Said(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(params=ALL)
+def place(request: pytest.FixtureRequest, cli: Cli, home: Path, tmp_path: Path) -> Place:
+    """Where the three runs of the home lie: every type of place in turn, or those that a test names."""
+    place = new_place(request.param, tmp_path, home, request)
+    assert place.kind == "local" or cli("push", place.name).code == 0
+    return place
 
 
 def environment() -> dict[str, str]:

@@ -11,18 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, environment
-from tests.kit.places import ALL, REMOTE, Place, in_stores, new_place
+from tests.kit.places import REMOTE, Place, in_stores
 from tests.kit.trees import put, run_ids, write_run
 
 FIRST, SECOND, THIRD = run_ids(3)
-
-
-@pytest.fixture(params=ALL)
-def place(request: pytest.FixtureRequest, cli: Cli, home: Path, tmp_path: Path) -> Place:
-    """Where the three runs of the home lie."""
-    place = new_place(request.param, tmp_path, home, request)
-    assert place.kind == "local" or cli("push", place.name).code == 0
-    return place
 
 
 def answered(answer: bytes, *argv: str) -> tuple[int, list[str]]:
@@ -75,7 +67,7 @@ def test_no_is_no_and_yes_is_yes(cli: Cli, place: Place) -> None:
     assert ids(cli, place) == [FIRST]
 
 
-@pytest.mark.parametrize("place", ["local", "folder"], indirect=True)
+@pytest.mark.parametrize("place", ["local"], indirect=True)
 @pytest.mark.parametrize("answer", [b"\n", b"N\n", b"yep\n", b"\x04", b" no\n"])
 def test_whatever_is_not_yes_is_no(cli: Cli, place: Place, answer: bytes) -> None:
     code, lines = answered(answer, "delete", "1", *place)
@@ -127,7 +119,7 @@ def test_what_goes_for_good_is_asked_as_such(cli: Cli, place: Place) -> None:
     assert ids(cli, place, "-d") == []
 
 
-@pytest.mark.parametrize("place", ["local", "folder"], indirect=True)
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
 def test_of_many_runs_some_are_shown_and_all_are_counted(cli: Cli, home: Path, place: Place) -> None:
     for run in run_ids(14)[3:]:
         write_run(home, run)
@@ -139,16 +131,13 @@ def test_of_many_runs_some_are_shown_and_all_are_counted(cli: Cli, home: Path, p
     assert lines[11].startswith("Move 14 runs (252 files, ")
 
 
-@pytest.mark.parametrize("place", ["local", "folder"], indirect=True)
+@pytest.mark.parametrize("place", ["local"], indirect=True)
 def test_nothing_is_asked_that_is_answered_or_moot(cli: Cli, place: Place) -> None:
     for argv in (
         ["delete", "1", "-y"],
         ["restore", "1"],
         ["purge", "--all"],
         ["label", "--set", "x"],
-        ["tag", "-a", "x"],
-        ["comment", "-a", "x"],
-        ["mark"],
         ["gc"],
         ["delete", "1", "--dry-run"],
     ):

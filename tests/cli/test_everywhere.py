@@ -5,25 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Cli, Said
-from tests.kit.places import ALL, Place, in_stores, in_trees, new_place
+from tests.kit.places import Place, in_stores, in_trees
 from tests.kit.trees import EPOCH_US, put, run_ids, snapshot, write_run
 
 FIRST, SECOND, THIRD, LITTER = run_ids(4)
 """The third is the newest, and so number 1."""
-
-
-@pytest.fixture(params=ALL)
-def place(request: pytest.FixtureRequest, cli: Cli, home: Path, tmp_path: Path) -> Place:
-    """Where the three runs of the home lie."""
-    place = new_place(request.param, tmp_path, home, request)
-    assert place.kind == "local" or cli("push", place.name).code == 0
-    return place
 
 
 def rows(cli: Cli, place: Place, *words: str) -> dict[str, Any]:
@@ -268,19 +261,11 @@ def test_what_was_purged_is_gone(cli: Cli, place: Place) -> None:
         assert said.last == f"Nothing to {verb} on {place.name}"
 
 
-@pytest.mark.parametrize("verb", ["delete", "restore", "purge"])
-def test_runs_must_be_chosen(cli: Cli, place: Place, verb: str) -> None:
+def test_runs_must_be_chosen(cli: Cli, place: Place) -> None:
     assert cli("delete", "1", "-y", *place).code == 0
     before = place.state()
-    for words, code in (
-        ([], 2),
-        (["-Fl", "run"], 2),
-        (["1", "--all"], 2),
-        (["9"], 3),
-        (["1", "ffffffff"], 3),
-        (["what?"], 2),
-        (["-"], 3),
-    ):
+    choices = (([], 2), (["-Fl", "run"], 2), (["1", "--all"], 2), (["9"], 3), (["1", "ffffffff"], 3), (["-"], 3))
+    for verb, (words, code) in product(("delete", "restore", "purge"), choices):
         said = cli(verb, *words, "-y", *place)
         assert (said.code, said.out) == (code, "")
         assert said.err.startswith("error: ")

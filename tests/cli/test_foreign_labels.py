@@ -20,7 +20,7 @@ from guildsync.store.fs import open_url
 from tests.cli.conftest import Cli, Said, environment
 from tests.cli.test_asking import answered
 from tests.kit.model import opened_store
-from tests.kit.places import ALL, Place, new_place
+from tests.kit.places import Place
 from tests.kit.replicas import Content
 from tests.kit.strategies import metadata
 from tests.kit.trees import run_ids
@@ -57,14 +57,6 @@ LIKE_YAML = (
     ),
 )
 WORDS = (*WORST, *LIKE_YAML)
-
-
-@pytest.fixture(params=ALL)
-def place(request: pytest.FixtureRequest, cli: Cli, home: Path, tmp_path: Path) -> Place:
-    """Where the three runs of the home lie."""
-    place = new_place(request.param, tmp_path, home, request)
-    assert place.kind == "local" or cli("push", place.name).code == 0
-    return place
 
 
 def assert_harmless(said: Said) -> None:
@@ -184,22 +176,23 @@ def test_names_that_mean_nothing_are_told_harmlessly(cli: Cli, home: Path, name:
 # -- the command line as bytes
 
 
-@pytest.mark.parametrize("option", ["--set", "--append", "--prepend", "--remove"])
+OPTIONS = (
+    *(("label", option) for option in ("--set", "--append", "--prepend", "--remove")),
+    *(("tag", "-a"), ("tag", "-d"), ("comment", "-a")),
+)
+
+
 @pytest.mark.parametrize("word", [b"\xff", b"caf\xe9", b"\xed\xa0\x80", b"good \xf0\x9f\x98"])
-def test_a_label_that_is_no_text_is_refused(home: Path, option: str, word: bytes) -> None:
-    _refused(home, b"label", option.encode(), word)
-
-
-@pytest.mark.parametrize("argv", [(b"tag", b"-a"), (b"tag", b"-d"), (b"comment", b"-a")])
-def test_a_tag_or_comment_that_is_no_text_is_refused(home: Path, argv: tuple[bytes, ...]) -> None:
-    _refused(home, *argv, b"\xff\xfe")
-
-
-def _refused(home: Path, *argv: bytes) -> None:
+def test_what_is_no_text_is_refused(cli: Cli, home: Path, word: bytes) -> None:
     before = {path: path.stat().st_mtime_ns for path in (home / "runs").rglob("*")}
-    ran = _process(*argv)
+    for argv in OPTIONS:
+        said = cli(*argv, os.fsdecode(word))
+        assert (said.code, said.out) == (2, "")
+        assert said.err.startswith("error: ")
+        assert " is not valid UTF-8\nhint: give it as text\n" in said.err
+        assert_harmless(said)
+    ran = _process(b"label", b"--set", word)
     assert (ran.returncode, ran.stdout) == (2, b"")
-    assert ran.stderr.startswith(b"error: ")
     assert b" is not valid UTF-8\nhint: give it as text\n" in ran.stderr
     ran.stderr.decode()
     assert {path: path.stat().st_mtime_ns for path in (home / "runs").rglob("*")} == before

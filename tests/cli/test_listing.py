@@ -181,4 +181,4 @@ def test_remotes(cli: Cli, home: Path, tmp_path: Path, monkeypatch: pytest.Monke
     rows = cli("remotes", "--config", str(config), "--json")
     assert "secret" not in rows.out
     assert [row["name"] for row in rows.json] == ["bucket", "disk", "web"]
-    assert rows.json[0]["can"] == ["sync"]
+    assert [row["can"] for row in rows.json] == [["sync"], ["sync", "run"], ["sync"]]

@@ -18,12 +18,10 @@ from guildsync.tree.dirs import open_directory
 from tests.kit.waiting import until
 
 TRAIN = """\
-import os, sys
 lr = 0.5
 name = "none"
-print(f"lr: {lr}", flush=True)
+print(f"lr: {lr}")
 print("loss: 0.25")
-print("args:", sys.argv[1:])
 with open("model.pt", "wb") as file:
     file.write(bytes(range(256)) * 20)
 """

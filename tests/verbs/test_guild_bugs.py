@@ -320,13 +320,16 @@ def test_a_foreign_file_among_the_packs_is_in_nobodys_way(person: Person, place:
 # -- `runs list --json` is ignored with -r
 
 
-@pytest.mark.parametrize("words", [["runs", "list"], ["runs"], ["runs", "list", "--deleted"], ["runs", "info"]])
 def test_json_is_json_with_a_remote(
-    person: Person, place: Place, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    person: Person, place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUILDSYNC_HOME", str(person.home))
     capsys.readouterr()
-    for argv in ([*words, "--json", "-r", THERE], ["-r", THERE, *words, "--json"], ["--json", "-r", THERE, *words]):
+    for words, argv in (
+        (words, argv)
+        for words in (["runs", "list"], ["runs"], ["runs", "list", "--deleted"], ["runs", "info"])
+        for argv in ([*words, "--json", "-r", THERE], ["-r", THERE, *words, "--json"])
+    ):
         assert main.run(argv) == 0
         out, err = capsys.readouterr()
         assert err == ""

@@ -318,6 +318,7 @@ def test_one_that_cannot_be_asked_costs_nobody_else_anything() -> None:
         ("bad", "no route", False)
     ]
     assert asked.exit_code == 7
+    assert ask(home, bad=Fake(fails=NotFound("there is no such bucket")), good=good).exit_code == 7
 
 
 def test_where_nothing_was_ever_made_there_is_nothing() -> None:
