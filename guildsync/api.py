@@ -297,15 +297,15 @@ class Context:
         """Start a run that waits there; False where it was started before."""
         return self._line(remote).start(run, order)
 
-    def order(self, remote: str, choice: Choice, wish: Wish) -> tuple[RunId, Order]:
-        """What starts the one chosen run, which was staged there."""
+    def order(self, remote: str, choice: Choice, wish: Wish, *, again: bool = False) -> tuple[RunId, Order]:
+        """What starts the one chosen run, which was staged there; `again`: or has ended."""
         self.remote(remote).require_executor()
         found = self.runs(remote, choice)
         if len(found) != 1:
             raise Usage(f"{len(found)} runs are named", "name one")
         from guildsync import training
 
-        return found[0].run, training.order_of(found[0], self.remote(remote).surroundings, wish)
+        return found[0].run, training.order_of(found[0], self.remote(remote).surroundings, wish, again)
 
     def follow(self, remote: str, run: RunId, take: Callable[[bytes], None], offset: int = 0) -> Followed:
         """Hand over what a run prints, from `offset` on, until it has ended."""

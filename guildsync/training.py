@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from guildsync.attributes import encode_metadata, encode_values
 from guildsync.compute.source import Source, find_source
@@ -82,7 +82,8 @@ def prepare(wish: Wish, there: Surroundings, without: Sequence[bytes] = ()) -> P
     }
     said = {name: data for name, data in encode_metadata(wish.metadata).items() if data is not None}
     place = os.path.join(os.fsdecode(source.root), name)
-    opref = " ".join(map(shlex.quote, (f"script:{place}", (source.commit or "none")[:8], "", name))).encode()
+    words = " ".join(map(shlex.quote, (f"script:{place}", (source.commit or "none")[:8], "", name)))
+    opref = words.encode("utf-8", "backslashreplace")  # Guild AI lists nothing at all where one is no UTF-8
     return Prepared(run, order(argv, there, wish), {**encode_values(values), **said}, opref, source)
 
 
@@ -96,11 +97,12 @@ def order(argv: Sequence[str], there: Surroundings, wish: Wish) -> Order:
     return Order(tuple(words), env, dict(wish.secrets), there.init, there.activate, runner_at)
 
 
-def order_of(record: Record, there: Surroundings, wish: Wish) -> Order:
-    """What executes a run that was staged before."""
+def order_of(record: Record, there: Surroundings, wish: Wish, again: bool = False) -> Order:
+    """What executes a run that is there; `again`: also where it was started before."""
     if not record.summary.command:
         raise Usage(f"run {record.run[:8]} does not say what is to be executed", "start it as it was staged")
-    return order(record.summary.command, there, wish)
+    found = order(record.summary.command, there, wish)
+    return replace(found, after=record.summary.started or 0) if again else found
 
 
 def _script(wish: Wish, source: Source) -> Script:

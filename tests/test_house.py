@@ -153,3 +153,18 @@ def test_every_command_is_documented() -> None:
     text = readme.read_text()
     for name in _commands(main._program()):
         assert f"`guildsync {name.removesuffix(' list')}" in text, f"README.md does not mention `guildsync {name}`"
+
+
+def test_the_guides_commands_exist() -> None:
+    """And every transcript of it was answered: `scripts/transcripts` writes them."""
+    guide = (ROOT / "docs" / "remote-training.md").read_text()
+    commands = re.findall(r"^\$ guildsync ([a-z]+)(?: .*)?\n(.)", guide, re.MULTILINE)
+    assert {name for name, _ in commands} >= {"check", "run", "watch", "stop", "pull", "runs"}
+    program = main._program()
+    for name, answer in commands:
+        assert name in program.commands
+        assert answer not in "`$", f"`guildsync {name}` says nothing"
+    options = set(re.findall(r"(?<=[ `])--[a-z][a-z-]+", guide)) - {"--logdir", "--name", "--flags"}
+    known = {option for command in program.commands.values() for param in command.params for option in param.opts}
+    known |= {option for param in program.commands["runs"].commands["list"].params for option in param.opts}
+    assert options <= known

@@ -258,15 +258,17 @@ def collected_of(row: Any) -> Collected:
 
 
 def order_row(order: Order) -> Any:
-    return [list(order.argv), dict(order.env), dict(order.secrets), order.init, order.activate, order.runner_at]
+    variables = [dict(order.env), dict(order.secrets)]
+    return [list(order.argv), *variables, order.init, order.activate, order.runner_at, order.after]
 
 
 def order_of(row: Any) -> Order:
     with _well_formed("an order"):
-        argv, env, secrets, init, activate, runner_at = row
-        if runner_at is not None:
-            _count(runner_at)
-        return Order(tuple(argv), dict(env), dict(secrets), init, activate, runner_at)
+        argv, env, secrets, init, activate, runner_at, after = row
+        for number in (runner_at, after):
+            if number is not None:
+                _count(number)
+        return Order(tuple(argv), dict(env), dict(secrets), init, activate, runner_at, after)
 
 
 def output_of(item: Item) -> Output:

@@ -67,6 +67,9 @@ def run(  # noqa: PLR0913 -- one for each option
     gpus: Annotated[Text, typer.Option("--gpus", metavar="LIST", help="The GPUs it sees, such as 0,1.")] = None,
     stage: Annotated[bool, typer.Option("--stage", help="Deliver it, and start nothing.")] = False,
     start: Annotated[Text, typer.Option("--start", metavar="RUN", help="Start a run that was staged.")] = None,
+    restart: Annotated[
+        Text, typer.Option("--restart", metavar="RUN", help="Start a run that has ended once more, where it lies.")
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it, and wait for nothing.")] = False,
     pull: Annotated[
         bool, typer.Option("--pull", help="Bring what it writes home, while it runs and at the end.")
@@ -78,17 +81,19 @@ def run(  # noqa: PLR0913 -- one for each option
     settings: Settings = ctx.obj
     remote, context = settings.one_remote(), settings.context()
     behind: tuple[str, ...] = ctx.meta.get("behind", ())
-    if start is not None and (words or behind or module or label or tag or stage):
-        raise Usage("--start starts a run as it was staged", "leave out all but --env, --secret, --gpus and how to wait")
-    if stage and (no_wait or pull or env or secret or gpus):
-        raise Usage("--stage starts nothing: no variable is kept for later", "say the rest with --start")
-    if settings.json and not (stage or no_wait):
-        raise Usage("what a run prints is no JSON", "say --no-wait; `runs info --json` tells how it ended")
-    if pull and (remote == LOCAL or no_wait):
-        raise Usage("--pull brings home what lies elsewhere, while it is followed", "leave it out; `pull` does it later")
+    named = start if start is not None else restart
+    if named is not None and (words or behind or module or label or tag or stage or (start and restart)):
+        hint = "leave out all but --env, --secret, --gpus and how to wait"
+        raise Usage("--start and --restart start a run as it is", hint)
+    if stage and (env or secret or gpus):
+        raise Usage("--stage starts nothing: no variable is kept for later", "say it with --start")
+    _check_waiting(settings, remote, stage, no_wait, pull)
     wish = _wish(words or [], behind, module, Metadata(label, frozenset(tag or ())), _variables(env, secret, gpus))
-    if start is not None:
-        chosen, order = context.order(remote, guildsync.Choice(expanded([start])), wish)
+    offset = 0
+    if named is not None:
+        choice = guildsync.Choice(expanded([named]))
+        chosen, order = context.order(remote, choice, wish, again=restart is not None)
+        offset = context.tail(remote, chosen, 0) if restart is not None else 0
     else:
         prepared = context.prepare(remote, wish)
         chosen, order = prepared.run, prepared.order
@@ -96,16 +101,27 @@ def run(  # noqa: PLR0913 -- one for each option
         with _goes_on(f"if it has arrived, `{_again('run --start', chosen, remote)}` starts it"):
             context.stage(remote, prepared)
     if stage:
-        _said(settings, remote, chosen, STAGED, f"`{_again('run --start', chosen, remote)}` starts it")
-        return 0
-    with _goes_on(f"`{_again('run --start', chosen, remote)}` goes on; no run is started twice"):
-        context.start(remote, chosen, order)
+        how = f"`{_again('run --start', chosen, remote)}` starts it"
+        return _said(settings, remote, chosen, STAGED, f"Staged {chosen[:SHORT_ID]} on {remote}; {how}")
+    with _goes_on(f"`{_again('watch' if restart else 'run --start', chosen, remote)}` goes on; nothing starts twice"):
+        begun = context.start(remote, chosen, order)
     if no_wait:
-        _said(settings, remote, chosen, RUNNING, f"`{_again('watch', chosen, remote)}` follows it")
-        return 0
+        how = f"`{_again('watch', chosen, remote)}` follows it"
+        said = f"Started {chosen[:SHORT_ID]} on {remote}" if begun else f"{chosen[:SHORT_ID]} was started before"
+        return _said(settings, remote, chosen, RUNNING if begun else None, f"{said}; {how}")
     if pull:
-        return _pulled(settings, context, remote, chosen)
-    return _followed(settings, context, remote, chosen)
+        return _pulled(settings, context, remote, chosen, offset)
+    return _followed(settings, context, remote, chosen, offset)
+
+
+def _check_waiting(settings: Settings, remote: str, stage: bool, no_wait: bool, pull: bool) -> None:
+    if stage and (no_wait or pull):
+        raise Usage("--stage starts nothing that could be waited for", "say the rest with --start")
+    if settings.json and not (stage or no_wait):
+        raise Usage("what a run prints is no JSON", "say --no-wait; `runs info --json` tells how it ended")
+    if pull and (remote == LOCAL or no_wait):
+        hint = "leave it out; `pull` does it later"
+        raise Usage("--pull brings home what lies elsewhere, while it is followed", hint)
 
 
 def watch(
@@ -204,7 +220,7 @@ def _followed(  # noqa: PLR0913 -- how it is followed
     return code
 
 
-def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId) -> int:
+def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId, offset: int) -> int:
     """As `_followed`, and meanwhile what Guild keeps of the run comes home every few seconds; at its end everything
     does."""
     choose: Any = guildsync.Choice((chosen,))
@@ -221,7 +237,7 @@ def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId) ->
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     try:
-        code = _followed(settings, context, remote, chosen)
+        code = _followed(settings, context, remote, chosen, offset)
     finally:
         left.set()
     if code == Interrupted.exit_code:
@@ -243,12 +259,13 @@ def _goes_on(how: str) -> Iterator[None]:
         raise Interrupted("interrupted", how) from exc
 
 
-def _said(settings: Settings, remote: str, chosen: RunId, status: str, how: str) -> None:
+def _said(settings: Settings, remote: str, chosen: RunId, status: str | None, line: str) -> int:
+    """`status` None: it is not known."""
     if settings.json:
         settings.terminal.document({"id": chosen, "remote": remote, "status": status})
     else:
-        word = "Staged" if status == STAGED else "Started"
-        settings.terminal.done(f"{word} {chosen[:SHORT_ID]} on {remote}; {how}")
+        settings.terminal.done(line)
+    return 0
 
 
 def _wish(

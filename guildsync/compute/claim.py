@@ -46,22 +46,32 @@ class Claim:
         except OSError as exc:
             raise Refused(f"cannot use {run}: {exc.strerror}") from exc
 
-    def take(self, patience: float = BUSY_PATIENCE) -> Optional[Started]:
-        """None where the run is ours to start; else what was started before. Raises Unreachable where somebody else
-        is about to and does not get done, SafetyStop where it was started by something else, Damaged."""
+    def take(self, patience: float = BUSY_PATIENCE, after: Optional[int] = None) -> Optional[Started]:
+        """None where the run is ours to start; else what was started before. With `after`, one that was started then
+        (by its attribute; 0: it has none) and has ended is ours once more: what starts it anew changes the attribute.
+        Raises Unreachable where somebody else is about to and does not get done, SafetyStop where it was started by
+        something else, or goes on, Damaged."""
         deadline = time.monotonic() + patience
         fd = self._claim()
         while not _locked(fd):
             found = self._process()
-            if found is not None:
+            if found is not None and not self._once_more(found, after):
                 return found
             if time.monotonic() > deadline:
                 raise Unreachable(f"another start of {self.run} does not get done", "try again in a minute")
             time.sleep(_POLL)
         found = self._process()
-        if found is None:
-            self._check_nobody_else()
-        return found
+        again = self._once_more(found, after)
+        if found is None or again:
+            self._check_nobody_else(again)
+        return None if again else found
+
+    def _once_more(self, found: Optional[Started], after: Optional[int]) -> bool:
+        if after is None or (_number(_read(self.attrs, "started")) or 0) != after:
+            return False
+        if found is not None and found.is_alive and _read(self.attrs, "exit_status") is None:
+            raise SafetyStop(f"the run in {self.run} goes on", "stop it first")
+        return True
 
     def open_log(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -79,12 +89,20 @@ class Claim:
             self.beat()
             for name in _WAITING:
                 _removed(name, self.guild)
+            self._forget_the_end()
             os.fsync(self.guild)
         except OSError:
             _removed("LOCK", self.guild)
             _removed(PROCESS, self.sync)
             os.fsync(self.sync)
             raise
+
+    def _forget_the_end(self) -> None:
+        """Of what the run was before it was started once more."""
+        for name in ("exit_status", "stopped"):
+            _removed(name, self.attrs)
+        _removed(ENDED, self.sync)
+        os.fsync(self.attrs)
 
     def beat(self) -> None:
         """The heartbeat is the time of an empty file. Raises OSError."""
@@ -151,8 +169,8 @@ class Claim:
             raise Damaged(f"{self.run}/.guild/{SYNC}/{PROCESS} cannot be read", hint)
         return found
 
-    def _check_nobody_else(self) -> None:
-        if _read(self.attrs, "exit_status") is not None:
+    def _check_nobody_else(self, again: bool) -> None:
+        if not again and _read(self.attrs, "exit_status") is not None:
             raise SafetyStop(f"the run in {self.run} has ended", "start a new one")
         lock = _read(self.guild, "LOCK")
         if lock is not None and _is_pid(lock):
@@ -226,6 +244,13 @@ def _read(directory: int, name: str) -> Optional[bytes]:
         return os.read(fd, MAX_PROCESS)
     finally:
         os.close(fd)
+
+
+def _number(data: Optional[bytes]) -> Optional[int]:
+    try:
+        return None if data is None else int(data)
+    except ValueError:
+        return None
 
 
 def _is_pid(lock: bytes) -> bool:

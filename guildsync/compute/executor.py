@@ -33,7 +33,16 @@ class LocalExecutor:
         argv = [os.path.expanduser(order.argv[0]) if order.argv else "", *order.argv[1:]]
         if order.runner_at is not None:
             argv.insert(order.runner_at, os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py"))
-        spec = Spec(path, tuple(argv), order.env, order.secrets, order.init, order.activate, umask=self._umask)
+        spec = Spec(
+            path,
+            tuple(argv),
+            order.env,
+            order.secrets,
+            order.init,
+            order.activate,
+            umask=self._umask,
+            after=order.after,
+        )
         return not launch(spec).already
 
     def output(self, run: RunId, offset: int, wait: float) -> Output:

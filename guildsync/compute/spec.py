@@ -43,6 +43,7 @@ class Spec:
     `env` and `secrets` are set in the environment of the process, which else is the launcher's; what `secrets` hold is
     nowhere else. With `init` (shell lines, the first that fails is the last) or `activate` (one shell command) a
     `shell` runs them first and then becomes the program. `umask`: the process's; None for the launcher's.
+    `after`: see `model.ports.Order`.
     """
 
     run: str
@@ -53,6 +54,7 @@ class Spec:
     activate: Optional[str] = None
     shell: str = "bash"
     umask: Optional[int] = None
+    after: Optional[int] = None
 
     def words(self) -> Tuple[str, ...]:
         """What is executed. No word is quoted: none is read by a shell."""
@@ -93,7 +95,10 @@ def _checked(value: Any) -> Spec:
         None if value["activate"] is None else _text(value["activate"]),
         value["shell"],
         mask,
+        value["after"],
     )
+    if spec.after is not None and type(spec.after) is not int:
+        raise ValueError
     if not spec.argv or not spec.argv[0] or not spec.run.startswith("/") or spec.shell not in SHELLS:
         raise ValueError
     if mask is not None and (type(mask) is not int or not 0 <= mask <= 0o777):

@@ -65,7 +65,7 @@ def main() -> None:
 def supervise(spec: Spec, mask: int) -> None:
     """Raises GuildsyncError, OSError where nothing was started."""
     claim = Claim(spec.run)
-    found = claim.take()
+    found = claim.take(after=spec.after)
     if found is not None:
         _answer({"already": found.to_json()})
         return

@@ -262,7 +262,8 @@ class Target(Source, Writes, Trash, Protocol):
 class Order:
     """What is executed for a run, in its directory. `runner_at`: before this word of `argv` stands the path of
     `compute/runner.py`, which only the place itself knows. `init` are shell lines and `activate` is a shell command
-    that come first; `secrets` are set in the environment as `env` is, and written down nowhere."""
+    that come first; `secrets` are set in the environment as `env` is, and written down nowhere. `after`: the run is
+    to be started once more after it was started then (microseconds; 0: it does not say), where that has ended."""
 
     argv: Tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -270,6 +271,7 @@ class Order:
     init: Optional[str] = None
     activate: Optional[str] = None
     runner_at: Optional[int] = None
+    after: Optional[int] = None
 
 
 class Output(NamedTuple):

@@ -30,7 +30,6 @@ from guildsync.errors import (
     MOVED,
     PURGED,
     TORN,
-    TRASHED,
     UNREADABLE,
     GuildsyncError,
     Problem,
@@ -339,7 +338,7 @@ class Tree:
             fd = self._home.open_run(run)
         except FileNotFoundError:
             if self._home.is_deleted(run):
-                return [Problem(run, None, TRASHED, "it was deleted here; restore it first")]
+                return [Problem(run, None, CHANGED, "it was deleted here meanwhile")]
             if self._home.is_purged(run):
                 return [Problem(run, None, PURGED, "it was purged here meanwhile")]
             if update.have is not None:

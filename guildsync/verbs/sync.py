@@ -12,6 +12,7 @@ from guildsync.errors import (
     CHANGED,
     MOVED,
     NOT_KEPT,
+    PURGED,
     TORN,
     TRASHED,
     Problem,
@@ -160,6 +161,8 @@ class Sync:
         if first:
             self._outcome.skipped = len(skipped)
             self._outcome.notes += _told(skipped, "deleted there and left out") + _told(revived, "brought back there")
+        else:
+            self._outcome.report(_gone_there(there[run]) for run in skipped)
         out = frozenset(skipped)
         there = {run: record for run, record in there.items() if not record.deleted}
         return [record for record in records if record.run not in out], there
@@ -400,6 +403,13 @@ def _sizes(deliveries: Iterable[Delivery], missing: set[Digest]) -> Iterable[int
 
 def _is_deleted(there: dict[RunId, Record], run: RunId) -> bool:
     return run in there and there[run].deleted
+
+
+def _gone_there(record: Record) -> Problem:
+    """Between two rounds: what an earlier one has sent of it was not acknowledged."""
+    if record.purged:
+        return Problem(record.run, None, PURGED, "it was purged there meanwhile")
+    return Problem(record.run, None, CHANGED, "it was deleted there meanwhile: what was sent of it may not stay")
 
 
 def _removals(intents: Iterable[Intent]) -> Removals:

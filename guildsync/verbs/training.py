@@ -37,7 +37,7 @@ class Followed:
 
     @property
     def exit_code(self) -> int:
-        """How a command ends that waited for it: as the run did, 128 + N where signal N ended it, 1 where it is lost."""
+        """How a command ends that waited for it: as the run did; 128 + N: signal N ended it; 1: it is lost."""
         if self.exit_status is None:
             return GuildsyncError.exit_code
         return 128 - self.exit_status if self.exit_status < 0 else min(self.exit_status, 255)

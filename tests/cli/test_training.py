@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from guildsync.compute.executor import LocalExecutor
+from guildsync.model.ports import Order
+from guildsync.model.run import RunId
 from tests.cli.conftest import Cli, environment
+from tests.kit.guild import Guild
 from tests.kit.sshd import Client, Sshd
 from tests.kit.training import Site, ended, make_project, status_of
 from tests.kit.trees import assert_same, run_ids, write_run
@@ -88,7 +93,12 @@ def test_arguments_modules_and_commands(cli: Cli, site: Site) -> None:
 
 @pytest.mark.parametrize(
     ("program", "code", "status"),
-    [("exit 3", 3, "error"), ("exit 0", 0, "completed"), ("kill -TERM $$", 143, "terminated"), ("kill -9 $$", 137, "terminated")],
+    [
+        ("exit 3", 3, "error"),
+        ("exit 0", 0, "completed"),
+        ("kill -TERM $$", 143, "terminated"),
+        ("kill -9 $$", 137, "terminated"),
+    ],
 )
 def test_the_exit_code_is_the_runs(cli: Cli, site: Site, program: str, code: int, status: str) -> None:
     said = cli("run", *site.words, "--", "sh", "-c", f"echo out; echo err >&2; {program}")
@@ -113,8 +123,76 @@ def test_staged_and_started(cli: Cli, site: Site) -> None:
     said = cli("run", "--start", run[:6], *site.words)  # it is never started twice
     assert (said.code, said.out) == (0, "lr: 0.1\nloss: 0.25\n")
     assert len(site.runs) == 1
+    said = cli("run", "--start", run[:6], "--no-wait", *site.words)
+    assert said.out.startswith(f"{run[:8]} was started before; `guildsync watch {run[:8]}")
     said = cli("run", "--start", "f0f0f0f0", *site.words)
     assert said.code == 3
+
+
+TWICE = """\
+import os
+print(len(os.listdir()))
+open(str(os.getpid()), "w").close()
+exit(os.path.exists("fixed") - 1)
+"""
+
+
+def test_restarted(cli: Cli, site: Site, project: Path) -> None:
+    """In its directory, which has what it wrote; once, however often that is asked."""
+    (project / "twice.py").write_text(TWICE)
+    said = cli("run", "twice.py", *site.words)
+    assert said.code == 255
+    run = site.run
+    assert cli("run", "--start", run.name, *site.words).code == 255
+    (run / "fixed").touch()
+    before = cli("runs", "--json", *site.words).json[0]
+    said = cli("run", "--restart", run.name[:8], *site.words)
+    assert (said.code, said.out) == (0, f"{len(os.listdir(run)) - 1}\n"), said.err
+    (row,) = cli("runs", "--json", *site.words).json
+    assert (row["status"], row["exit_status"]) == ("completed", 0)
+    assert row["started"] > before["started"]
+    assert len((run / ".guild/output").read_text().splitlines()) == 2
+    assert (run / ".guild/output.index").stat().st_size == 18
+    said = cli("run", "--restart", run.name, "train.py", *site.words)
+    assert said.code == 2
+
+
+def test_what_runs_is_not_restarted(cli: Cli, site: Site) -> None:
+    cli("run", "waiting.py", "--no-wait", *site.words)
+    run = site.began()
+    said = cli("run", "--restart", run.name, *site.words)
+    assert (said.code, said.out) == (6, "")
+    assert "stop it first" in said.err
+    assert cli("stop", "-y", *site.words).code == 0
+    (run / "go").touch()
+    said = cli("run", "--restart", run.name, *site.words)
+    assert (said.code, said.out) == (0, "begun\ndone")
+    assert (run / "pids").read_text().count("\n") == 2
+
+
+def test_a_restart_that_is_asked_for_many_times_is_one(cli: Cli, site: Site) -> None:
+    if site.words[1:] == ("gpu",):
+        pytest.skip("the executor is the same")
+    cli("run", "waiting.py", "--stage", *site.words)
+    run = site.run
+    (run / "go").touch()
+    assert cli("run", "--start", run.name, *site.words).code == 0
+    (run / "go").unlink()
+    after = int((run / ".guild/attrs/started").read_text())
+    executor = LocalExecutor(os.fsencode(site.home / "runs"))
+    order = Order((sys.executable, "waiting.py"), after=after)
+    with ThreadPoolExecutor(8) as pool:
+        asked = list(pool.map(lambda _: attempt(executor, run.name, order), range(8)))
+    assert asked.count(True) == 1
+    assert asked.count(False) == 7
+    (run / "go").touch()
+    assert cli("watch", *site.words).code == 0
+    assert (run / "pids").read_text().count("\n") == 2
+    assert attempt(executor, run.name, order) is False  # also when it has ended
+
+
+def attempt(executor: LocalExecutor, run: str, order: Order) -> bool:
+    return executor.start(RunId(run), order)
 
 
 def test_detached_watched_and_stopped(cli: Cli, site: Site) -> None:
@@ -271,9 +349,7 @@ def test_pulled_at_the_end(cli: Cli, elsewhere: Site, tmp_path: Path) -> None:
     assert cli("run", "train.py", "--pull").code == 2
 
 
-def test_pulled_while_it_runs(
-    cli: Cli, elsewhere: Site, tmp_path: Path
-) -> None:
+def test_pulled_while_it_runs(cli: Cli, elsewhere: Site, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "guildsync", "run", "waiting.py", "--pull", *elsewhere.words]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         run = elsewhere.began()
@@ -364,9 +440,7 @@ def test_watch_of_a_run_of_guilds(cli: Cli, site: Site) -> None:
 # -- the environment of a host
 
 
-def test_a_virtual_environment_init_and_variables(
-    cli: Cli, project: Path, tmp_path: Path, ssh_user: Client
-) -> None:
+def test_a_virtual_environment_init_and_variables(cli: Cli, project: Path, tmp_path: Path, ssh_user: Client) -> None:
     venv = tmp_path / "a venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=120)
     configure(tmp_path, venv_path=f"'{venv}'", init="'export GREETING=\"hello $WHO\"'", env="{WHO: world}")
@@ -401,3 +475,32 @@ def test_a_host_that_cannot_be_reached(
         said = cli(*argv, "-r", "gpu")
         assert (said.code, said.out) == (5, ""), said
     assert not (tmp_path / "far/runs").exists()
+
+
+@pytest.mark.soak
+def test_guild_lists_what_was_run(cli: Cli, elsewhere: Site, guild: Guild, tmp_path: Path) -> None:
+    """On both ends."""
+    words = elsewhere.words
+    assert cli("run", "train.py", "lr=0.1", "-l", "the label", "-t", "one", "--pull", *words).code == 0
+    assert cli("run", "--pull", *words, "--", "sh", "-c", "exit 3").code == 3
+    assert cli("run", "--pull", *words, "--", "sh", "-c", "kill $$").code == 143
+    assert cli("run", "train.py", "--stage", *words).code == 0
+    assert cli("run", "waiting.py", "--no-wait", *words).code == 0
+    until(lambda: [run for run in elsewhere.runs if (run / "pids").exists()], "the start")
+    assert cli("pull", words[1]).code == 0
+    for home, where in ((elsewhere.home, words), (tmp_path / "guild", ())):
+        ours = {row["id"]: row for row in cli("runs", "-a", "--json", *where).json}
+        theirs = guild.rows(home)
+        assert sorted(row["status"] for row in theirs.values()) == sorted(
+            ("completed", "error", "running", "staged", "terminated")
+        )
+        assert theirs.keys() == ours.keys()
+        for run, row in theirs.items():
+            assert row["status"] == ours[run]["status"]
+            assert row["label"] == ours[run]["label"]
+            assert row["tags"] == sorted(ours[run]["tags"])
+            assert (row["started"] is None) == (row["status"] == "staged")
+        (run,) = (run for run, row in theirs.items() if row["status"] == "completed")
+        said = guild(home, "runs", "info", run)
+        for line in ("operation: train.py", "lr: 0.1", "loss: 0.250000", "exit_status: 0", "label: the label"):
+            assert line in said, said

@@ -121,7 +121,7 @@ def test_who_planned_before_it_was_deleted_brings_nothing_back(site: Site) -> No
         stage(late, TWO)
         do(site, lambda replica: replica.hide([RUN]))
         (problem,) = late.commit([update_to(TWO, have)])
-    assert (problem.run, problem.reason) == (RUN, TRASHED)
+    assert (problem.run, problem.reason) == (RUN, TRASHED if site.is_store else CHANGED)
     assert states(site) == {RUN: "trash", OTHER: "live"}
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from guildsync.errors import TRASHED, GuildsyncError
 from guildsync.model.run import RunId
 from guildsync.remotes import opened_home
-from guildsync.store import checkpoint
+from guildsync.store import checkpoint, fs
 from guildsync.store.fs import Files
 from tests.kit.model import Person
 
@@ -64,9 +64,14 @@ class Worker:
 
 
 def work(person: Person, seed: int, calls: Connection) -> None:
-    """Do what comes, one after the other, and say how it went."""
-    _slow_down(random.Random(seed))
+    """Once all that is slow about starting is done, do what comes, one after the other, and say how it went."""
+    fs._s3fs = made_once(fs._s3fs)
     checkpoint.CHECKPOINT_AFTER = CHECKPOINT_AFTER
+    context = person.context()
+    with context.remote(person.remote).opened(context.home) as store:
+        _ = store.is_there
+    _slow_down(random.Random(seed))
+    calls.send(None)
     while True:
         act = calls.recv()
         if act is None:
@@ -104,21 +109,33 @@ def _acknowledged(held: Mapping[str, str], outcome: Any) -> dict[str, str]:
     return {run: content for run, content in held.items() if run[:8] not in said and run not in failed}
 
 
-def _slow_down(rng: random.Random) -> None:
-    """Every request takes some time, some take long."""
+def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """One s3fs for all stores at an endpoint: to make it takes longer than most acts do."""
+    made: dict[str, Any] = {}
 
-    def slowly(original: Callable[..., Any]) -> Callable[..., Any]:
+    def once(where: Any, *args: Any, **more: Any) -> Any:
+        if where.endpoint_url not in made:
+            made[where.endpoint_url] = make(where, *args, **more)
+        return made[where.endpoint_url]
+
+    return once
+
+
+def _slow_down(rng: random.Random) -> None:
+    """Every request takes some time, some take long; most of all between what is put and the commit that names it."""
+
+    def slowly(original: Callable[..., Any], often: float) -> Callable[..., Any]:
         def call(*args: Any, **more: Any) -> Any:
             if rng.random() < 0.3:
                 time.sleep(min(0.4, rng.expovariate(1 / 0.01)))
-            if rng.random() < 0.02:
+            if rng.random() < often:
                 time.sleep(rng.random() * 0.4)
             return original(*args, **more)
 
         return call
 
     for name in CALLS:
-        setattr(Files, name, slowly(getattr(Files, name)))
+        setattr(Files, name, slowly(getattr(Files, name), 0.15 if name == "put" else 0.02))
 
 
 # -- those who watch
@@ -151,9 +168,9 @@ class Crew:
     def run(self) -> None:
         for name in self._workers:
             self._plan(name)
-        began = time.monotonic()
         try:
-            self._watch(began)
+            self._get_ready()
+            self._watch(time.monotonic())
             for name in list(self._running):
                 self._signal(name, signal.SIGCONT)
             self._events.clear()
@@ -163,10 +180,8 @@ class Crew:
                 self._kill(name)
 
     def _plan(self, name: str) -> None:
-        """When a worker starts, stops, dies."""
-        rng = self._rng
-        self._at(rng.random() * 0.2, START, name)
-        when = 0.0
+        """When a worker stops, dies, starts again."""
+        rng, when = self._rng, 0.0
         while (when := when + rng.expovariate(1 / 0.7)) < self._seconds:
             self._at(when, STOP, name)
             when += min(1.5, rng.expovariate(1 / 0.25))
@@ -178,6 +193,15 @@ class Crew:
 
     def _at(self, when: float, what: str, name: str) -> None:
         heapq.heappush(self._events, Event(when, next(self._numbers), what, name))
+
+    def _get_ready(self) -> None:
+        for name in self._workers:
+            self._start(name)
+        for process, connection in self._running.values():
+            assert connection.poll(self._patience), f"{process.name} does not start"
+        for name, (_, connection) in self._running.items():
+            assert connection.recv() is None
+            self._ask(name)
 
     def _watch(self, began: float) -> None:
         while (now := time.monotonic() - began) < self._seconds:
@@ -208,7 +232,6 @@ class Crew:
         theirs.close()
         worker.starts += 1
         self._running[name] = (process, ours)
-        self._ask(name)
 
     def _ask(self, name: str) -> None:
         """The next act; who was killed is told his last one again."""
@@ -227,9 +250,9 @@ class Crew:
             except (EOFError, OSError):
                 self._kill(name)
                 continue
-            worker = self._workers[name]
-            worker.said.append(said)
-            worker.acts.pop(0)
+            if said is not None:
+                self._workers[name].said.append(said)
+                self._workers[name].acts.pop(0)
             if more:
                 self._ask(name)
             else:

@@ -32,8 +32,12 @@ def kinds(*names: str) -> list[object]:
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 
-ALL, REMOTE = kinds(*TREES, *STORES), kinds(*TREES[1:], *STORES)
+ALL = kinds(*TREES, *STORES)
+REMOTE = kinds("disk", "ssh", "folder", "s3", "sftp")
+FEW = kinds("disk", "ssh", "folder")
+"""One of each kind that differs to a sync."""
 in_trees = pytest.mark.parametrize("place", kinds(*TREES), indirect=True)
+in_every_remote = pytest.mark.parametrize("place", REMOTE, indirect=True)
 in_stores = pytest.mark.parametrize("place", kinds(*STORES), indirect=True)
 
 

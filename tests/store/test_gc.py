@@ -390,7 +390,6 @@ def test_a_push_whose_packs_were_collected_before_its_commit_stores_them_again(
     settle(bucket)
 
 
-@pytest.mark.xfail(strict=True, reason="store/stage.py forgets no pack that is condemned after its own commit")
 def test_a_push_stores_again_what_it_had_sent_itself_before_that_was_condemned(bucket: Bucket) -> None:
     """In a later round, for whatever reason there is one: not only what the reading after its commit says counts."""
     literal = {b"file": LARGE}

@@ -51,7 +51,6 @@ def condemn_late(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
     monkeypatch.setattr(Journal, "put", put)
 
 
-@pytest.mark.xfail(strict=True, reason="verbs/sync.py leaves such a run out of the second round without a word")
 @pytest.mark.parametrize("what", ["hide", "purge"])
 def test_a_run_that_goes_away_between_two_rounds_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
@@ -79,7 +78,6 @@ def test_a_run_that_goes_away_between_two_rounds_is_told(
     assert stored or outcome.exit_code == 7
 
 
-@pytest.mark.xfail(strict=True, reason="tree/tree.py says `in-trash`, which means delivered, and a base is saved")
 def test_a_run_that_is_deleted_in_a_tree_before_the_commit_is_not_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from guildsync.model.run import Comment, Metadata
 from guildsync.verbs import lifecycle
 from guildsync.verbs.sync import Sync
 from tests.kit.model import Person
-from tests.kit.places import ALL, REMOTE, Place, kinds, new_place
+from tests.kit.places import ALL, FEW, Place, kinds, new_place
 from tests.kit.trees import put, run_ids, write_run
 
 RUN, OTHER = run_ids(2)
@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "guild"
 
 
-@pytest.fixture(params=REMOTE)
+@pytest.fixture(params=FEW)
 def place(request: pytest.FixtureRequest, home: Path, tmp_path: Path) -> Place:
     return new_place(request.param, tmp_path, home, request)
 

@@ -85,7 +85,7 @@ class Cut:
     def once(self) -> None:
         """It ran once, to its end, whole."""
         run = self.site.run
-        until(lambda: (run / ".guild/attrs/exit_status").exists(), f"the end of {run}")
+        until((run / ".guild/attrs/exit_status").exists, f"the end of {run}")
         assert (run / "pids").read_text().count("\n") == 1
         assert (run / ".guild/output").read_bytes() == PRINTED
         until(lambda: status_of(run) == "completed", "completed")
@@ -141,7 +141,9 @@ def test_the_connection_is_cut(cut: Cut, warm: bool, at: int) -> None:
     cut.once()
 
 
-@pytest.mark.parametrize("seconds", [0.6, 0.9, 1.2, *(pytest.param(n / 8, marks=pytest.mark.soak) for n in range(1, 21))])
+@pytest.mark.parametrize(
+    "seconds", [0.6, 0.9, 1.2, *(pytest.param(n / 8, marks=pytest.mark.soak) for n in range(1, 21))]
+)
 def test_the_client_is_killed(cut: Cut, seconds: float) -> None:
     with cut.client("run", "once.py") as child:
         time.sleep(seconds)
@@ -153,7 +155,9 @@ def test_the_client_is_killed(cut: Cut, seconds: float) -> None:
         cut.once()
 
 
-@pytest.mark.parametrize("sent", [20_000, 100_000, *(pytest.param(n * 6_000, marks=pytest.mark.soak) for n in range(20))])
+@pytest.mark.parametrize(
+    "sent", [20_000, 100_000, *(pytest.param(n * 6_000, marks=pytest.mark.soak) for n in range(20))]
+)
 def test_the_client_is_suspended_and_another_goes_on(cut: Cut, sent: int) -> None:
     with cut.client("run", "once.py") as child:
         until(lambda: cut.line.sent >= sent or child.poll() is not None, "bytes")
