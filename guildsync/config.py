@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 MAX_FILE = 1 << 20
+_TOO_DEEP = "nested too deeply or too many aliases"
 MAX_DEPTH = 50
 MAX_ALIASES = 100
 MAX_NODES = 20_000
@@ -330,6 +331,8 @@ class _File:
             raise Usage(f"{self._path}: cannot be read: {exc.strerror}", "check its permissions") from exc
         except yaml.MarkedYAMLError as exc:
             line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+            if "nesting depth" in (exc.problem or ""):  # newer PyYAMLs look for themselves
+                raise Usage(f"{self._path}:{line}: {_TOO_DEEP}", "write it out") from exc
             raise Usage(
                 f"{self._path}:{line}: not YAML: {exc.problem}", "look at that line and the one before"
             ) from exc
@@ -349,7 +352,7 @@ class _File:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             aliases += isinstance(event, yaml.AliasEvent)
             if depth > MAX_DEPTH or aliases > MAX_ALIASES:
-                self._fail(event, "nested too deeply or too many aliases", "write it out")
+                self._fail(event, _TOO_DEEP, "write it out")
 
     def _fail(self, at: Any, what: str, hint: str) -> NoReturn:
         """`at` is a node or an event of PyYAML."""

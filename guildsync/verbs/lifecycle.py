@@ -118,16 +118,16 @@ def edit(replica: Replica, request: Request, change: Callable[[Metadata], Metada
     news = {record.run: record for record in records if now[record.run] != record.metadata}
 
     def write(runs: Collection[RunId]) -> list[Problem]:
-        there, problems = {run: news[run] for run in runs}, list[Problem]()
+        there, wanted, problems = {run: news[run] for run in runs}, now, list[Problem]()
         for last in (False,) * (ROUNDS - 1) + (True,):
-            merged = {run: merge_metadata(news[run].metadata, there[run].metadata, now[run])[0] for run in there}
-            updates = [Update(run, None, None, None, merged[run], there[run].metadata) for run in there]
+            updates = [Update(run, None, None, None, wanted[run], there[run].metadata) for run in there]
             failed = replica.commit(updates)
             again = {problem.run for problem in failed if problem.reason == CHANGED and not last}
-            problems += [problem for problem in failed if problem.run not in again]
-            if not again:
+            there = {record.run: record for record in replica.runs() if record.run in again} if again else {}
+            problems += [problem for problem in failed if problem.run not in there]
+            if not there:
                 break
-            there = {record.run: record for record in replica.runs() if record.run in again}
+            wanted = {r: merge_metadata(news[r].metadata, there[r].metadata, now[r])[0] for r in there}
         return problems
 
     return _done(request, list(news.values()), write)

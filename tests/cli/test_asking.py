@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from guildsync.store import gc
 from tests.cli.conftest import Cli, environment
-from tests.kit.places import REMOTE, Place, in_stores
+from tests.kit.places import REMOTE, Place
 from tests.kit.trees import put, run_ids, write_run
 
 FIRST, SECOND, THIRD = run_ids(3)
@@ -146,7 +147,7 @@ def test_nothing_is_asked_that_is_answered_or_moot(cli: Cli, place: Place) -> No
         assert not any("[y/N]" in line for line in lines)
 
 
-@in_stores
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
 def test_space_is_asked_for_with_how_much_it_is(cli: Cli, home: Path, place: Place) -> None:
     assert cli("delete", "--all", "--permanent", "-y", *place).code == 0
     code, lines = answered(b"n\n", "gc", "--grace", "0", *place)
@@ -158,11 +159,9 @@ def test_space_is_asked_for_with_how_much_it_is(cli: Cli, home: Path, place: Pla
     assert place.packs() == []
 
 
-@in_stores
+@pytest.mark.parametrize("place", ["folder"], indirect=True)
 def test_versions_are_not_given_up_unasked(cli: Cli, home: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where that frees nothing yet."""
-    from guildsync.store import gc
-
     monkeypatch.setattr(gc, "HISTORY", -1.0)
     put(home / "runs" / THIRD, "train.py", b"another\n")
     assert cli("push", place.name).code == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from guildsync import api
+from guildsync.attributes import AttributedTree
 from guildsync.errors import UNREADABLE
 from guildsync.model import edits
 from guildsync.model.run import Comment, Metadata
@@ -109,6 +111,29 @@ def test_two_who_say_something_at_the_same_time_are_both_heard(
         edited(person, place.name, change)
         monkeypatch.setattr(lifecycle, "Update", real)
     assert words(person.record(RUN, place.name).metadata) == ({"before", "one", "other"}, ["other", "one"])
+
+
+@pytest.mark.parametrize("place", kinds("local", "disk", "ssh"), indirect=True)
+def test_of_a_run_that_goes_away_meanwhile_nothing_is_said(
+    person: Person, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act() -> None:
+        (place.home / "runs" / RUN / ".guild/attrs/tags").write_bytes(b"- theirs\n")
+        meanwhile(monkeypatch, AttributedTree, "runs", lambda: shutil.rmtree(place.home / "runs" / RUN))
+
+    meanwhile(monkeypatch, AttributedTree, "commit", act)
+    acted = person.context().edit(place.name, api.Request(api.Choice(())), edits.change_tags(["ours"]))
+    assert [problem.run for problem in acted.problems] == [RUN]
+    assert [record.run for record in acted.runs] == [OTHER]
+    assert acted.exit_code == 7
+
+
+@pytest.mark.parametrize("place", kinds("local", "disk", "ssh"), indirect=True)
+def test_comments_stay_in_their_order(person: Person, place: Place) -> None:
+    for word in "cabd":
+        edited(person, place.name, edits.add_comment(Comment(word, 5)))
+    edited(person, place.name, edits.set_label("x"), edits.remove_comment(2))
+    assert words(person.record(RUN, place.name).metadata)[1] == ["c", "b", "d"]
 
 
 @pytest.mark.parametrize("place", kinds("local", "disk", "ssh"), indirect=True)
