@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guildsync.errors import ALIVE, CHANGED, TRASHED, UNREADABLE
+from guildsync.errors import ALIVE, CHANGED, UNREADABLE
 from guildsync.model.manifest import Manifest
 from guildsync.model.ports import RawUpdate, Scan
 from guildsync.model.run import RunId
@@ -142,8 +142,8 @@ def test_a_run_that_was_removed_or_deleted_meanwhile_is_not_made_again(home, run
     update = planned(tree)
     target = Path(home.text) / "trash" / "runs" / RUN
     run.rename(target)
-    assert reasons(tree.commit([update])) == [(None, TRASHED)]
-    assert reasons(tree.commit([replace(update, have=None)])) == [(None, TRASHED)]
+    assert reasons(tree.commit([update])) == [(None, CHANGED)]
+    assert reasons(tree.commit([replace(update, have=None)])) == [(None, CHANGED)]
     target.rename(run.parent / "elsewhere")
     assert reasons(tree.commit([update])) == [(None, CHANGED)]
     assert not run.exists()
