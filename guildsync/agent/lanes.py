@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from guildsync.model.ports import Lost, Piece, Want
 
-MUCH = 16 << 20
+MUCH = 32 << 20
 """Bytes from which further channels are worth their start."""
 LONG = 0.01
 """Seconds of a round trip from which they are."""
