@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shlex
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from guildsync.attributes import encode_metadata, encode_values
+from guildsync.compute.local import user_name
 from guildsync.compute.source import Source, find_source
 from guildsync.errors import NotFound, Usage
 from guildsync.model.ports import Order, Replica
@@ -76,7 +76,7 @@ def prepare(wish: Wish, there: Surroundings, without: Sequence[bytes] = ()) -> P
         "user_flags": {flag.name: flag.value for flag in wish.flags} or None,
         "cmd": list(argv),
         "run_params": {},
-        "user": _user(),
+        "user": user_name(),
         "env": {**there.env, **wish.env},
         "vcs_commit": f"git:{source.commit}{'*' if source.dirty else ''}" if source.commit else None,
     }
@@ -122,10 +122,3 @@ def _script(wish: Wish, source: Source) -> Script:
         raise NotFound(f"there is no {name} in {os.fsdecode(source.root)}", "-C DIR says where the project is")
     with open(os.path.join(source.root, os.fsencode(path)), "rb") as file:
         return analyse(file.read(), name)
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return None

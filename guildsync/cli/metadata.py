@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import guildsync
 from guildsync.cli.options import DryRun, Runs, Settings, expanded
 from guildsync.cli.rows import Row, comment_lines, table
 from guildsync.cli.words import SHORT_ID, number, shown
+from guildsync.compute.local import user_name
 from guildsync.errors import Usage
 from guildsync.model import edits
 from guildsync.model.edits import MetadataEdit
@@ -136,20 +136,13 @@ def _tags(record: Record) -> list[str]:
 def _comment(body: str) -> Comment:
     if not _text(body).strip():
         raise Usage("a comment needs words", "--add 'diverged after step 3000'")
-    return Comment(body, time.time_ns() // 1000, _user(), socket.gethostname())
+    return Comment(body, time.time_ns() // 1000, user_name(), socket.gethostname())
 
 
 def _tag(word: str) -> str:
     if not _text(word).strip():
         raise Usage("a tag needs words", "--add best")
     return word
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return None  # nobody knows who this is
 
 
 def _text(word: str) -> str:

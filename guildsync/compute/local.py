@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import getpass
 import glob
 import json
 import os
@@ -11,7 +12,7 @@ import select
 import subprocess
 import sys
 import time
-from typing import Any, Iterator, List, NamedTuple, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from guildsync import errors
 from guildsync.compute.claim import started_in
@@ -112,6 +113,14 @@ def _launched(said: bytes) -> Launched:
 
 def _known(kind: Any) -> Any:
     return kind if isinstance(kind, type) and issubclass(kind, GuildsyncError) else GuildsyncError
+
+
+def user_name() -> Optional[str]:
+    """Whose process this is; None where nobody knows."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return None
 
 
 def steps() -> Iterator[Step]:
