@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
-from guildsync.errors import GuildsyncError, NotFound, Unreachable, Usage
+from guildsync.errors import GuildsyncError, NoRoom, NotFound, Unreachable, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
 from guildsync.model.ports import Collected, Moment, Order, Replica, Step
@@ -133,6 +133,13 @@ class Context:
             except GuildsyncError as exc:
                 found[name] = exc
         return found
+
+    def paths(self, includes: Sequence[str] = (), excludes: Sequence[str] = ()) -> Paths:
+        """Which paths of runs are synced: by the configured patterns where none are said."""
+        choices = self.config.choices
+        return Paths(
+            tuple(map(os.fsencode, includes or choices.include)), tuple(map(os.fsencode, excludes or choices.exclude))
+        )
 
     def push(
         self, remote: str, options: Options = Options(), progress: Progress | None = None, *, rehash: bool = False
@@ -266,13 +273,15 @@ class Context:
             return lifecycle.collect(replica, grace, agree, dry_run)
 
     def prepare(self, remote: str, wish: Wish) -> Prepared:
-        """A run of what is wished for, as it is to run there; nothing is sent yet. Raises Usage where nothing can be
-        started."""
+        """A run of what is wished for, as it is to run there, with the configured flags; nothing is sent yet. Raises
+        Usage where nothing can be started."""
         from guildsync import training  # what reads scripts and git is of no use to any other verb
+        from guildsync.model.script import usual_flag
 
         there = self.remote(remote)
         there.require_executor()
-        return training.prepare(wish, there.surroundings, [self.home.path])
+        usual = [usual_flag(name, value) for name, value in self.config.choices.flags.items()]
+        return training.prepare(wish, there.surroundings, [self.home.path], usual)
 
     def stage(self, remote: str, prepared: Prepared) -> None:
         """Deliver a prepared run: it waits there to be started. Where the connection breaks off, over another one."""
@@ -285,6 +294,8 @@ class Context:
                         was_there = True
                         outcome = Sync(new, target, NoBases(), Options()).run()
                     break
+                except NoRoom:
+                    raise
                 except Unreachable as exc:
                     if not left or not was_there:
                         raise

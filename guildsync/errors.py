@@ -46,6 +46,10 @@ class Unreachable(GuildsyncError):
     exit_code = 5
 
 
+class NoRoom(Unreachable):
+    """The other side has no room left; the same command goes on once there is some."""
+
+
 class SafetyStop(GuildsyncError):
     """Going on could destroy something, so nothing was sent."""
 

@@ -16,7 +16,7 @@ from guildsync.compute.source import Source, find_source
 from guildsync.errors import NotFound, Usage
 from guildsync.model.ports import Order, Replica
 from guildsync.model.run import Metadata, Record, RunId
-from guildsync.model.script import Flag, Script, Target, analyse, command, recorded
+from guildsync.model.script import Flag, Script, Target, analyse, command, recorded, with_usual
 from guildsync.remotes import Surroundings, new_run
 
 RUNNER = "guildsync-runner"
@@ -54,9 +54,9 @@ class Prepared:
             yield replica
 
 
-def prepare(wish: Wish, there: Surroundings, without: Sequence[bytes] = ()) -> Prepared:
-    """Reads the script, and looks for the source; `without` are directories in it that never go along. Raises Usage,
-    NotFound."""
+def prepare(wish: Wish, there: Surroundings, without: Sequence[bytes] = (), usual: Sequence[Flag] = ()) -> Prepared:
+    """Reads the script, and looks for the source; `without` are directories in it that never go along. `usual` flags
+    are given where the script shows that it has them, and nothing else is wished. Raises Usage, NotFound."""
     source = find_source(wish.directory, without=without)
     run = RunId(uuid.uuid4().hex)
     flags: Mapping[str, object] = {}
@@ -66,8 +66,9 @@ def prepare(wish: Wish, there: Surroundings, without: Sequence[bytes] = ()) -> P
         argv, name = wish.args, os.path.basename(wish.args[0])
     else:
         script = _script(wish, source)
-        argv = command(script, wish.target, wish.flags, wish.args, there.python, RUNNER)
-        flags, name = recorded(script, wish.flags), wish.target.name
+        given = with_usual(script, wish.flags, usual)
+        argv = command(script, wish.target, given, wish.args, there.python, RUNNER)
+        flags, name = recorded(script, given), wish.target.name
     now = time.time_ns() // 1000
     values = {
         "id": run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +125,15 @@ def ssh_user(ssh_host: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(remotes, "has_terminal", lambda: False)
         yield user
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Of so many KiB as the test says, or 256."""
+    place, size = tmp_path / "small", getattr(request, "param", 256)
+    place.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)]
+    if subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode:
+        pytest.skip("a file system of its own needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], timeout=60, check=True)

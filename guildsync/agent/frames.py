@@ -353,6 +353,7 @@ _ERRORS: Dict[str, Callable[[str, Optional[str]], GuildsyncError]] = {
         "NotFound",
         "Refused",
         "Unreachable",
+        "NoRoom",
         "SafetyStop",
         "Damaged",
         "Interrupted",

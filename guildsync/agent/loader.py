@@ -4,6 +4,7 @@ It comes over stdin as text and is executed before anything of guildsync is ther
 that an older Python could not say that it is too old.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ MARK = b"\0guildsync-agent\0"
 NEEDED = (3, 8)
 UNUSED = 30 * 86400
 """Seconds until modules that nobody uses are removed."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAX_BUNDLE = 16 << 20
 
 
@@ -41,7 +43,11 @@ def load() -> None:
         return
     except OSError as exc:
         where = os.fsdecode(exc.filename or "the home there")
-        _say({"error": "Refused", "message": f"cannot use {where}: {exc.strerror}", "hint": None})
+        message = f"cannot use {where}: {exc.strerror}"
+        if exc.errno in _FULL:
+            _say({"error": "NoRoom", "message": message, "hint": "make room there"})
+        else:
+            _say({"error": "Refused", "message": message, "hint": None})
         return
     if place is None:
         _say({"error": "GuildsyncError", "message": "the modules are not there", "hint": None, "need": True})

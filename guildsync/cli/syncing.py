@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Optional
@@ -17,7 +16,7 @@ from guildsync.cli.words import number, size
 from guildsync.errors import CONFLICT, Usage
 
 if TYPE_CHECKING:
-    from guildsync.api import Options, Outcome, Policy, Removals
+    from guildsync.api import Context, Options, Outcome, Policy, Removals
 
 SIDES = ("source", "target")
 
@@ -178,8 +177,8 @@ def copy(  # noqa: PLR0913 -- one for each option
 def _carried_out(settings: Settings, way: _Way, asked: _Asked) -> int:
     names = "SRC DST" if way.verb is COPY else "NAME"
     settings.no_remote(way.verb.now, f"say `guildsync {way.verb.now} {names}`")
-    choice, policy = settings.choice(asked.runs), _policy(asked)
-    context = settings.context()
+    choice, context = settings.choice(asked.runs), settings.context()
+    policy = _policy(asked, context)
     with told(settings.terminal, way.verb.going, not (settings.json or asked.dry_run)) as (progress, warn, line):
 
         def agree(removals: Removals) -> None:
@@ -200,10 +199,10 @@ def _carried_out(settings: Settings, way: _Way, asked: _Asked) -> int:
     return _told(settings, outcome, way, options)
 
 
-def _policy(asked: _Asked) -> Policy:
+def _policy(asked: _Asked, context: Context) -> Policy:
     if asked.resolve is not None and asked.resolve not in SIDES:
         raise Usage(f"--resolve cannot be {asked.resolve!r}", f"say one of {', '.join(SIDES)}")
-    paths = guildsync.Paths(tuple(map(os.fsencode, asked.include or ())), tuple(map(os.fsencode, asked.exclude or ())))
+    paths = context.paths(asked.include or (), asked.exclude or ())
     policy: Policy = guildsync.Policy(delete=asked.delete, resolve=asked.resolve, paths=paths)
     return policy
 

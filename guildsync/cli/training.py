@@ -16,7 +16,7 @@ import guildsync
 from guildsync.cli.listing import RunOrLatest
 from guildsync.cli.options import LOCAL, Command, DryRun, Runs, Settings, expanded
 from guildsync.cli.words import SHORT_ID, number
-from guildsync.errors import GuildsyncError, Interrupted, Unreachable, Usage
+from guildsync.errors import GuildsyncError, Interrupted, NoRoom, Unreachable, Usage
 from guildsync.model.run import PENDING, RUNNING, STAGED, Metadata
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId, of
     if code == Interrupted.exit_code:
         return code  # the thread ends with the process; what it was pulling goes on with the next pull
     thread.join()
-    done = context.pull(remote, guildsync.Options(choose=choose))
+    done = context.pull(remote, guildsync.Options(choose=choose, policy=guildsync.Policy(paths=context.paths())))
     settings.terminal.problems(done.problems)
     return code or int(done.exit_code)
 
@@ -253,6 +253,8 @@ def _goes_on(how: str) -> Iterator[None]:
     """Whatever breaks off what is done here, people are told how to go on."""
     try:
         yield
+    except NoRoom:
+        raise
     except Unreachable as exc:
         raise Unreachable(exc.message, how) from exc
     except KeyboardInterrupt as exc:

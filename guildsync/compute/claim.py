@@ -63,7 +63,7 @@ class Claim:
         found = self._process()
         again = self._once_more(found, after)
         if found is None or again:
-            self._check_nobody_else(again)
+            self._check_nobody_else(found, again)
         return None if again else found
 
     def _once_more(self, found: Optional[Started], after: Optional[int]) -> bool:
@@ -169,11 +169,13 @@ class Claim:
             raise Damaged(f"{self.run}/.guild/{SYNC}/{PROCESS} cannot be read", hint)
         return found
 
-    def _check_nobody_else(self, again: bool) -> None:
+    def _check_nobody_else(self, found: Optional[Started], again: bool) -> None:
+        """A LOCK that names our own supervisor is left of it: that it is gone is known."""
         if not again and _read(self.attrs, "exit_status") is not None:
             raise SafetyStop(f"the run in {self.run} has ended", "start a new one")
         lock = _read(self.guild, "LOCK")
-        if lock is not None and _is_pid(lock):
+        ours = found is not None and _number(lock) == found.supervisor.pid
+        if lock is not None and _is_pid(lock) and not ours:
             raise SafetyStop(f"process {int(lock)} says that it runs the run in {self.run}", "stop it first")
 
     def _spare(self, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Optional, Tuple
 from guildsync.compute.claim import started_in
 from guildsync.compute.local import launch, stop_run
 from guildsync.compute.spec import Spec
-from guildsync.errors import NotFound, Usage
+from guildsync.errors import NotFound, SafetyStop, Usage
 from guildsync.model.ports import Order, Output
 from guildsync.model.run import RunId, checked_run_id
 from guildsync.procinfo import is_alive
@@ -57,7 +57,11 @@ class LocalExecutor:
             time.sleep(_POLL)
 
     def stop(self, run: RunId, patience: float) -> str:
-        return stop_run(self._path(run), patience).outcome
+        path = self._path(run)
+        where = _elsewhere(path)
+        if where is not None:
+            raise SafetyStop(f"it runs on {where}", "stop it there")
+        return stop_run(path, patience).outcome
 
     def _path(self, run: RunId) -> str:
         path = os.path.join(os.fsdecode(self._runs), checked_run_id(run))
@@ -66,6 +70,9 @@ class LocalExecutor:
         return path
 
     def _state(self, path: str) -> Tuple[bool, Optional[int]]:
+        """As long as a run goes on elsewhere, what is pulled of it may grow."""
+        if _elsewhere(path) is not None:
+            return False, None
         found = _STATUS.fullmatch(_read(os.path.join(path, ".guild", "attrs", "exit_status"), 0, 64))
         if found is not None:
             return True, int(found[1])
@@ -73,6 +80,12 @@ class LocalExecutor:
         if started is not None:
             return not is_alive(started.supervisor), None
         return not _lives(_read(os.path.join(path, ".guild", "LOCK"), 0, 64)), None
+
+
+def _elsewhere(path: str) -> Optional[str]:
+    """The remote where a run that was pulled goes on."""
+    marker = os.path.join(path, ".guild", "LOCK.remote")
+    return _read(marker, 0, 256).decode("utf-8", "replace").strip() if os.path.lexists(marker) else None
 
 
 def _lives(lock: bytes) -> bool:

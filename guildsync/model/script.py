@@ -70,6 +70,11 @@ class Script:
     def argument(self, name: str) -> Argument | None:
         return next((each for each in self.arguments if name in each.names), None)
 
+    def known_as(self, name: str) -> str | None:
+        """The first name of a flag that the script is seen to have."""
+        argument = self.argument(name)
+        return argument.names[0] if argument else name if name in self.globals and self.kind == GLOBALS else None
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -263,6 +268,19 @@ def _unquoted(text: str) -> str:
         return str(json.loads(text, strict=False))
     except ValueError:
         return text[1:-1]
+
+
+def usual_flag(name: str, value: Any) -> Flag:
+    """What a person would have said. Raises Usage for a value that no flag can have."""
+    if not _is_value(value):
+        raise Usage(f"the flag {name!r} cannot be {str(value)[:80]!r}", "say a number, a text, yes or no, or a list")
+    return parse_flag(format_flag(name, value))
+
+
+def with_usual(script: Script, flags: Sequence[Flag], usual: Sequence[Flag]) -> tuple[Flag, ...]:
+    """`flags`, and those of `usual` that the script is seen to have and that are not among them."""
+    given = {script.known_as(flag.name) for flag in flags} | {None}
+    return (*flags, *(flag for flag in usual if script.known_as(flag.name) not in given))
 
 
 def fitted(script: Script, flags: Sequence[Flag]) -> dict[str, Value]:

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
+from guildsync.errors import GuildsyncError, NoRoom, NotFound, Refused, Unreachable, Usage, without_secrets
 
 _CODE_OF_S3 = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 _OF_SSH = re.compile(r"""(?:['"]|::)(?:sftp|ssh)(?:://|::|['"])""", re.IGNORECASE)
@@ -242,7 +242,7 @@ def _translation(where: str, exc: Exception) -> GuildsyncError:
     if isinstance(exc, (ConnectionError, TimeoutError)) or "Timeout" in kind or "Connect" in kind or "Endpoint" in kind:
         return Unreachable(f"{where} cannot be reached: {text}", "check the network and the address; then try again")
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Unreachable(f"{where}: {text}", "make room there; then the same command goes on")
+        return NoRoom(f"{where}: {text}", "make room there; then the same command goes on")
     if isinstance(exc, OSError) or kind == "GenericError":  # obstore's, for whatever HTTP brought
         return Unreachable(f"{where}: {text}")
     return GuildsyncError(f"{where}: {kind}: {text}")

@@ -13,7 +13,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, List, Optional, Tuple
 
-from guildsync.errors import Damaged, NotFound, Refused, Unreachable, Usage
+from guildsync.errors import Damaged, NoRoom, NotFound, Refused, Unreachable, Usage
 from guildsync.model.manifest import NOTHING, Manifest, canonical
 from guildsync.model.ports import Aim
 from guildsync.model.run import RunId, checked_run_id, is_run_id
@@ -392,7 +392,7 @@ def _try_lock(fd: int) -> bool:
 def translated(where: str, exc: OSError) -> Exception:
     """What a failed system call means for the home at `where`."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Unreachable(f"cannot write to {where}: {exc.strerror}", "make room there; then the same command goes on")
+        return NoRoom(f"cannot write to {where}: {exc.strerror}", "make room there; then the same command goes on")
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Refused(f"cannot write to {where}: {exc.strerror}")
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import pytest
 
 from guildsync.cli import main
 from tests.kit.places import ALL, Place, new_place
+from tests.kit.sshd import Client, Sshd
+from tests.kit.training import Site, ended, make_project
 from tests.kit.trees import EPOCH_US, run_ids, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +100,54 @@ def shell(tmp_path: Path) -> Cli:
         return Said(ran.returncode, ran.stdout, ran.stderr)
 
     return run
+
+
+# -- training
+
+SITES = ["here", "disk", pytest.param("gpu", marks=pytest.mark.servers)]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Is the current directory; the homes are elsewhere."""
+    directory = make_project(tmp_path / "project")
+    monkeypatch.setenv("GUILDSYNC_HOME", str(tmp_path / "guild"))
+    monkeypatch.setenv("GUILDSYNC_CONFIG", str(tmp_path / "c.yml"))
+    (tmp_path / "c.yml").write_text(
+        f"remotes:\n  disk: {{type: local, path: {tmp_path}/disk}}\n"
+        f"  bucket: {{type: fsspec, url: 'file://{tmp_path}/bucket'}}\n"
+    )
+    monkeypatch.chdir(directory)
+    return directory
+
+
+def configure(tmp_path: Path, **keys: Any) -> None:
+    lines = "".join(f"    {name.replace('_', '-')}: {value}\n" for name, value in keys.items())
+    with (tmp_path / "c.yml").open("a") as file:
+        file.write(f"  gpu:\n    type: ssh\n    host: far\n    guild-home: {tmp_path}/far\n{lines}")
+
+
+@pytest.fixture
+def gpu(project: Path, tmp_path: Path, ssh_user: Client, ssh_host: Sshd) -> Iterator[Site]:
+    configure(tmp_path)
+    with ended(Site(("-r", "gpu"), tmp_path / "far")) as site:
+        yield site
+
+
+@pytest.fixture(params=SITES)
+def site(request: pytest.FixtureRequest, project: Path, tmp_path: Path) -> Iterator[Site]:
+    if request.param == "gpu":
+        yield request.getfixturevalue("gpu")
+        return
+    words, home = ((), "guild") if request.param == "here" else (("-r", "disk"), "disk")
+    with ended(Site(words, tmp_path / home)) as made:
+        yield made
+
+
+@pytest.fixture(params=["disk", pytest.param("gpu", marks=pytest.mark.servers)])
+def elsewhere(request: pytest.FixtureRequest, project: Path, tmp_path: Path) -> Iterator[Site]:
+    if request.param == "gpu":
+        yield request.getfixturevalue("gpu")
+        return
+    with ended(Site(("-r", "disk"), tmp_path / "disk")) as made:
+        yield made

@@ -158,6 +158,23 @@ def test_patterns_say_what_of_the_runs_goes(cli: Cli, home: Path, store: str, tm
         assert not (other / "runs" / run / "train.py").exists()
 
 
+def test_configured_patterns_hold_where_none_are_said(cli: Cli, home: Path, store: str, tmp_path: Path) -> None:
+    (tmp_path / "guildsync.yml").write_text("include: ['*.pt', '*.py']\nexclude: ['/tmp/', '*.py']\n")
+    planned = cli("push", store, "--dry-run", "--json").json
+    assert planned == cli("push", store, "--include", "*.pt", "--dry-run", "--json").json | {
+        "seconds": planned["seconds"]
+    }
+    assert cli("push", store).code == 0
+    other = tmp_path / "other"
+    assert cli("-H", str(other), "pull", store, "--include", "/none/").code == 0
+    for run in run_ids(3):
+        assert not (other / "runs" / run / "train.py").exists()
+        assert not (other / "runs" / run / "checkpoints").exists()
+    assert cli("-H", str(other), "pull", store).code == 0
+    for run in run_ids(3):
+        assert {path.name for path in (other / "runs" / run).iterdir()} == {".guild", "checkpoints"}
+
+
 def test_what_is_in_conflict_may_be_left_out(cli: Cli, home: Path, store: str, conflict: str) -> None:
     put(home / "runs" / conflict, "notes", b"mine\n")
     assert cli("push", store).code == 6

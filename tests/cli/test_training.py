@@ -6,61 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from guildsync.compute.executor import LocalExecutor
 from guildsync.model.ports import Order
 from guildsync.model.run import RunId
-from tests.cli.conftest import Cli, environment
+from tests.cli.conftest import Cli, configure, environment
 from tests.kit.guild import Guild
 from tests.kit.sshd import Client, Sshd
-from tests.kit.training import Site, ended, make_project, status_of
+from tests.kit.training import Site, ended, status_of
 from tests.kit.trees import assert_same, run_ids, write_run
 from tests.kit.waiting import until
-
-PLACES = ["here", "disk", pytest.param("gpu", marks=pytest.mark.servers)]
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Is the current directory; the homes are elsewhere."""
-    directory = make_project(tmp_path / "project")
-    monkeypatch.setenv("GUILDSYNC_HOME", str(tmp_path / "guild"))
-    monkeypatch.setenv("GUILDSYNC_CONFIG", str(tmp_path / "c.yml"))
-    (tmp_path / "c.yml").write_text(
-        f"remotes:\n  disk: {{type: local, path: {tmp_path}/disk}}\n"
-        f"  bucket: {{type: fsspec, url: 'file://{tmp_path}/bucket'}}\n"
-    )
-    monkeypatch.chdir(directory)
-    return directory
-
-
-def configure(tmp_path: Path, **keys: Any) -> None:
-    lines = "".join(f"    {name.replace('_', '-')}: {value}\n" for name, value in keys.items())
-    with (tmp_path / "c.yml").open("a") as file:
-        file.write(f"  gpu:\n    type: ssh\n    host: far\n    guild-home: {tmp_path}/far\n{lines}")
-
-
-@pytest.fixture
-def gpu(project: Path, tmp_path: Path, ssh_user: Client, ssh_host: Sshd) -> Iterator[Site]:
-    configure(tmp_path)
-    with ended(Site(("-r", "gpu"), tmp_path / "far")) as site:
-        yield site
-
-
-@pytest.fixture(params=PLACES)
-def site(request: pytest.FixtureRequest, project: Path, tmp_path: Path) -> Iterator[Site]:
-    if request.param == "gpu":
-        yield request.getfixturevalue("gpu")
-        return
-    words, home = ((), "guild") if request.param == "here" else (("-r", "disk"), "disk")
-    with ended(Site(words, tmp_path / home)) as made:
-        yield made
 
 
 def test_a_script_with_globals(cli: Cli, site: Site, project: Path) -> None:
@@ -327,15 +286,6 @@ def test_a_home_that_is_a_store_starts_nothing(cli: Cli, project: Path, tmp_path
         assert "run " not in said.err.splitlines()[0]
     assert not list((tmp_path / "bucket").glob("*"))
     assert cli("run", "train.py", "-r", "nothing").code == 3
-
-
-@pytest.fixture(params=["disk", pytest.param("gpu", marks=pytest.mark.servers)])
-def elsewhere(request: pytest.FixtureRequest, project: Path, tmp_path: Path) -> Iterator[Site]:
-    if request.param == "gpu":
-        yield request.getfixturevalue("gpu")
-        return
-    with ended(Site(("-r", "disk"), tmp_path / "disk")) as made:
-        yield made
 
 
 def test_pulled_at_the_end(cli: Cli, elsewhere: Site, tmp_path: Path) -> None:

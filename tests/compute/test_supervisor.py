@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -616,19 +616,6 @@ def test_a_lost_run_that_had_waited_is_lost(run: Trained) -> None:
 
 
 # -- a disk that is full
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, timeout=60, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a file system of its own needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], timeout=60, check=True)
 
 
 def test_a_full_disk_does_not_hold_the_training_up(small_disk: Path) -> None:

@@ -24,6 +24,8 @@ from guildsync.model.script import (
     parse_flag,
     recorded,
     scalar,
+    usual_flag,
+    with_usual,
 )
 
 TRAIN = """\
@@ -322,3 +324,19 @@ def test_arguments_go_as_they_are_before_options_unless_they_end_them() -> None:
 def test_numbers_too_large_for_anybody_are_no_flags() -> None:
     assert analyse(f"big = 0x{'f' * 5000}\nok = 1\n").globals == {"ok": 1}
     assert ast.literal_eval("0xff") == 255
+
+
+def test_usual_flags_are_for_scripts_that_are_seen_to_have_them() -> None:
+    usual = [usual_flag(name, value) for name, value in (("lr", 0.5), ("layers", [1, "b c"]), ("none", 1), ("f", 2))]
+    assert recorded(GLOBAL, with_usual(GLOBAL, (), usual)) == {**GLOBAL.globals, "lr": 0.5, "layers": [1, "b c"]}
+    assert with_usual(GLOBAL, (parse_flag("lr=1"),), usual[:1]) == (parse_flag("lr=1"),)
+    parses = analyse("import argparse\np.add_argument('--lr', '--rate')\nf = 1\n")
+    assert with_usual(parses, (), usual) == (usual[0],)
+    assert with_usual(parses, (parse_flag("rate=1"),), usual) == (parse_flag("rate=1"),)
+    assert with_usual(Script(ARGUMENTS), (), usual) == ()
+
+
+@pytest.mark.parametrize(("name", "value"), [("a b", 1), ("a", {}), ("a", [{}]), ("-x", 1), ("", 1)])
+def test_what_no_flag_can_be_is_refused(name: str, value: object) -> None:
+    with pytest.raises(Usage):
+        usual_flag(name, value)
