@@ -260,6 +260,40 @@ def test_the_supervisor_may_die_at_any_call(new_run: NewRun) -> None:
     assert seen == {"staged", "lost", "completed"}
 
 
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.soak), 5])
+def test_the_supervisor_of_a_restart_may_die_at_any_call(new_run: NewRun, step: int) -> None:
+    """It is started once more for each time that this is asked, or said to be lost."""
+    seen = set()
+    for at in range(1, 250, step):
+        run = new_run()
+        assert run.run(COUNT) == 0
+        spec = run.spec(COUNT, after=int(run.attr("started")))
+        ran = subprocess.run(
+            [sys.executable, "-S", "-c", DYING, str(ROOT), str(at)],
+            input=spec.encode(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        if ran.returncode == 0:
+            assert ran.stderr == b""
+            break
+        assert ran.returncode == -signal.SIGKILL, ran.stderr
+        until(lambda run=run: not run.is_alive, "the end of what it left")  # type: ignore[misc]
+        before, began_before = run.status, began(run)
+        assert before in ("lost", "completed"), at
+        run_again = not launch(spec).already
+        until(lambda run=run: not run.is_alive, "its end")  # type: ignore[misc]
+        assert began(run) == began_before + run_again, at
+        assert began(run) <= 2, (at, before)
+        assert run.status == ("completed" if run_again else before), at
+        seen.add((before, run_again))
+    else:
+        raise AssertionError("it makes more calls than expected")
+    assert seen >= {("completed", True), ("completed", False)}
+    assert step > 1 or ("lost", False) in seen
+
+
 def test_a_claim_without_a_process_is_no_start(run: Trained) -> None:
     run.sync("").mkdir()
     run.sync("claim").touch()
