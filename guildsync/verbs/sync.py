@@ -115,6 +115,7 @@ class Sync:
         self._clock = clock
         self._outcome = Outcome()
         self._renewed: list[RunId] = []
+        self._revived: frozenset[RunId] = frozenset()
         self._leaves_out = options.policy.paths.leave_out
 
     def run(self) -> Outcome:
@@ -157,6 +158,7 @@ class Sync:
             self._outcome.report(self._target.reveal(revived))
             there = {record.run: record for record in self._target.runs(deleted=None)}
             revived = [run for run in revived if not _is_deleted(there, run)]
+            self._revived = frozenset(revived)
         skipped = [r.run for r in records if _is_deleted(there, r.run) and r.run not in revived]
         if first:
             self._outcome.skipped = len(skipped)
@@ -248,8 +250,9 @@ class Sync:
             if not self._options.dry_run:
                 self._bases.save(both.record.run, arrived(both, base))
         policy = self._options.policy
-        if any(problem.reason not in DELIVERED for problem in both.want.problems):
-            policy = replace(policy, delete=False)  # what could not be read is not gone
+        unreadable = any(problem.reason not in DELIVERED for problem in both.want.problems)
+        if unreadable or both.record.run in self._revived:
+            policy = replace(policy, delete=False)  # it is not gone, or nobody was asked yet about what came back
         known = base
         if self._source.problems:  # it may be older than what this base says that both sides had
             known, policy = None, replace(policy, delete=False)

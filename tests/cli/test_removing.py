@@ -186,6 +186,20 @@ def test_a_run_that_was_deleted_there_is_left_out(cli: Cli, home: Path, place: P
     assert THIRD in cli("runs", "-d", *place, "--json").out
 
 
+@in_every_remote
+def test_what_comes_back_comes_back_whole(cli: Cli, home: Path, place: Place) -> None:
+    """Whether anything of it is to be removed is asked by the next push, which sees it."""
+    before = paths(cli, place)
+    assert cli("delete", THIRD, "-y", *place).code == 0
+    (home / "runs" / THIRD / "logs/03").unlink()
+    said = cli("push", place.name, "--undelete", "--delete")
+    assert said.code == 0, said
+    assert paths(cli, place) == before
+    assert cli("push", place.name, "--delete").code == 2
+    assert cli("push", place.name, "--delete", "-y").code == 0
+    assert paths(cli, place) == before - {"logs/03"}
+
+
 @pytest.mark.parametrize("purged", [False, True])
 @in_every_remote
 def test_undelete_brings_it_back(cli: Cli, home: Path, place: Place, tmp_path: Path, purged: bool) -> None:
