@@ -77,10 +77,11 @@ class Choice:
     selectors: Sequence[str] = ()
     filters: Filters = field(default_factory=Filters)
 
-    def __call__(self, records: Sequence[Record]) -> list[Record]:
-        """The chosen ones, newest first; raises NotFound where something that was named matches nothing."""
+    def __call__(self, records: Sequence[Record], done: Sequence[Record] = ()) -> list[Record]:
+        """The chosen ones, newest first; raises NotFound where something that was named matches nothing, but for ids of
+        `done`, to which there is nothing left to do."""
         listed = [record for record in newest_first(records) if self.filters.matches(record)]
-        return select(listed, self.selectors) if self.selectors else listed
+        return select(listed, self.selectors, done) if self.selectors else listed
 
     @property
     def needs_details(self) -> bool:

@@ -79,8 +79,9 @@ def newest_first(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=newness)
 
 
-def select(records: Sequence[Record], selectors: Sequence[str]) -> list[Record]:
-    """The runs that `selectors` name among `records`, in the order they are named, each once.
+def select(records: Sequence[Record], selectors: Sequence[str], done: Sequence[Record] = ()) -> list[Record]:
+    """The runs that `selectors` name among `records`, in the order they are named, each once. An id of one of `done`
+    chooses nothing: what is to be done to it was done before.
 
     Indexes count from 1 in the newest-first list, and ranges hold both their ends. All digits is an index where
     one fits, else, from four digits on, the beginning of an id. No selector chooses nothing. Raises Usage for what
@@ -89,7 +90,7 @@ def select(records: Sequence[Record], selectors: Sequence[str]) -> list[Record]:
     listed = newest_first(records)
     chosen: dict[str, Record] = {}
     for selector in selectors:
-        for record in _chosen(listed, selector):
+        for record in _chosen(listed, selector, done):
             chosen.setdefault(record.run, record)
     return list(chosen.values())
 
@@ -99,7 +100,7 @@ def names_by_id(selectors: Sequence[str], run: str) -> bool:
     return any(_PREFIX.fullmatch(selector) and run.startswith(selector.lower()) for selector in selectors)
 
 
-def _chosen(listed: Sequence[Record], selector: str) -> Sequence[Record]:
+def _chosen(listed: Sequence[Record], selector: str, done: Sequence[Record]) -> Sequence[Record]:
     if _INDEX.fullmatch(selector) and (len(selector) < MIN_PREFIX or 1 <= int(selector) <= len(listed)):
         first = _position(selector, selector)
         return _found(listed[first - 1 : first], listed, selector)
@@ -110,7 +111,7 @@ def _chosen(listed: Sequence[Record], selector: str) -> Sequence[Record]:
     if selector == "@running":
         return _found([record for record in listed if record.summary.status == RUNNING], listed, selector)
     if _PREFIX.fullmatch(selector):
-        return _with_prefix(listed, selector)
+        return _with_prefix(listed, selector, done)
     raise Usage(f"{selector!r} does not say which run", _FORMS)
 
 
@@ -124,11 +125,13 @@ def _range(listed: Sequence[Record], selector: str, first: str, last: str) -> Se
     return listed[start - 1 : end]
 
 
-def _with_prefix(listed: Sequence[Record], selector: str) -> Sequence[Record]:
+def _with_prefix(listed: Sequence[Record], selector: str, done: Sequence[Record]) -> Sequence[Record]:
     matches = [record for record in listed if record.run.startswith(selector.lower())]
     if len(matches) > 1:
         ids = ", ".join(record.run for record in matches)
         raise Usage(f"{selector!r} is the beginning of {len(matches)} ids: {ids}", "give more digits of the id")
+    if not matches and any(record.run.startswith(selector.lower()) for record in done):
+        return ()
     return _found(matches, listed, selector)
 
 

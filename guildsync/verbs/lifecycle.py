@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from guildsync.errors import (
     CHANGED,
     DAMAGED,
     MISSING,
+    NotFound,
     Problem,
     exit_code_of,
 )
@@ -95,6 +96,12 @@ class Acted:
         return {"runs": [record.run for record in self.runs], "problems": [problem_row(p) for p in self.problems]}
 
 
+class Picks(Protocol):
+    """Chooses among runs; naming one that is `done` already is no error."""
+
+    def __call__(self, records: Sequence[Record], done: Sequence[Record] = ..., /) -> Sequence[Record]: ...
+
+
 Agree = Callable[[Sequence[Record]], None]
 """Is asked before something is done to these runs, and raises to stop."""
 
@@ -104,7 +111,7 @@ class Request:
     """Which runs, who agrees (None: nobody needs to be asked), and whether it is only to be said what would be done.
     `details`: `choose` wants to know sizes and scalars."""
 
-    choose: Choose
+    choose: Picks
     agree: Agree | None = None
     dry_run: bool = False
     details: bool = False
@@ -135,17 +142,19 @@ def edit(replica: Replica, request: Request, change: Callable[[Metadata], Metada
 
 def delete(replica: Replica, request: Request, permanent: bool = False) -> Acted:
     """Move the chosen runs to the trash; `permanent`: and give them up for good."""
-    return _done(request, _listed(replica, request), replica.hide, *([replica.purge] if permanent else []))
+    if permanent:
+        return _done(request, _listed(replica, request, False, _is_purged), replica.hide, replica.purge)
+    return _done(request, _listed(replica, request, False, _is_deleted), replica.hide)
 
 
 def restore(replica: Replica, request: Request) -> Acted:
     """Move the chosen runs back from the trash."""
-    return _done(request, _listed(replica, request, deleted=True), replica.reveal)
+    return _done(request, _listed(replica, request, True, lambda record: not record.deleted), replica.reveal)
 
 
 def purge(replica: Replica, request: Request) -> Acted:
     """Give up the chosen runs of the trash for good."""
-    return _done(request, _listed(replica, request, deleted=True), replica.purge)
+    return _done(request, _listed(replica, request, True, _is_purged), replica.purge)
 
 
 def collect(
@@ -162,9 +171,22 @@ def collect(
     return replica.collect(grace)
 
 
-def _listed(replica: Replica, request: Request, deleted: bool = False) -> Sequence[Record]:
-    """Whoever is asked wants to know how much it is."""
-    return request.choose(list(replica.runs(deleted, sizes=request.details or request.agree is not None)))
+def _is_deleted(record: Record) -> bool:
+    return record.deleted
+
+
+def _is_purged(record: Record) -> bool:
+    return record.purged
+
+
+def _listed(replica: Replica, request: Request, deleted: bool, is_done: Callable[[Record], bool]) -> Sequence[Record]:
+    """Whoever is asked wants to know how much it is. Runs may be named that are as they are to be: so are some when the
+    same command was interrupted."""
+    there = list(replica.runs(deleted, sizes=request.details or request.agree is not None))
+    try:
+        return request.choose(there)
+    except NotFound:
+        return request.choose(there, [record for record in replica.runs(None) if is_done(record)])
 
 
 def _done(request: Request, records: Sequence[Record], *acts: Callable[[Collection[RunId]], list[Problem]]) -> Acted:

@@ -261,6 +261,21 @@ def test_what_was_purged_is_gone(cli: Cli, place: Place) -> None:
         assert said.last == f"Nothing to {verb} on {place.name}"
 
 
+def test_a_command_that_was_done_in_part_is_typed_again(cli: Cli, place: Place) -> None:
+    both = (SECOND, THIRD)
+    for verb, first, done in (
+        ("delete", "delete", "Deleted"),
+        ("restore", "restore", "Restored"),
+        ("delete", "delete", "Deleted"),
+        ("purge", "purge", "Purged"),
+    ):
+        assert cli(first, THIRD, "-y", *place).code == 0
+        assert cli(verb, *both, "-y", *place).last == f"{done} 1 run on {place.name}"
+        assert cli(verb, *both, "-y", *place).last == f"Nothing to {verb} on {place.name}"
+    assert cli("delete", FIRST, THIRD, "--permanent", "-y", *place).last == f"Deleted for good 1 run on {place.name}"
+    assert cli("restore", THIRD, *place).code == 3
+
+
 def test_runs_must_be_chosen(cli: Cli, place: Place) -> None:
     assert cli("delete", "1", "-y", *place).code == 0
     before = place.state()
