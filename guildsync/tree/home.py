@@ -363,7 +363,8 @@ def _is_left(name: bytes, top_fd: Optional[int], lock: int) -> bool:
     try:
         with Descent(_open_ours(name, top_fd)) as descent:
             log = os.stat(LOG, dir_fd=descent.at(b""), follow_symlinks=False)
-            if not stat.S_ISREG(log.st_mode) or not any(map(_STAGED.match, os.listdir(descent.at(b"")))):
+            said = stat.S_ISREG(log.st_mode) and log.st_size > 0
+            if not said or not any(map(_STAGED.match, os.listdir(descent.at(b"")))):
                 return False
             os.utime(lock)
             return abs(os.fstat(lock).st_mtime_ns - log.st_mtime_ns) < KEPT_NS
