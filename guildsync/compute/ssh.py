@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import IO
 
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage
@@ -39,7 +39,8 @@ _CONNECTION = (
 
 @dataclass(frozen=True)
 class Host:
-    """How to reach a host; what is None is left to the user's own configuration of ssh. `connect_timeout`: seconds."""
+    """How to reach a host; what is None is left to the user's own configuration of ssh. `connect_timeout`: seconds.
+    `known_hosts`: the path of the one file that says what key the host shows, under the name `alias` (else `host`)."""
 
     host: str
     user: str | None = None
@@ -47,6 +48,8 @@ class Host:
     private_key: str | None = None
     proxy: str | None = None
     connect_timeout: float = 10.0
+    known_hosts: str | None = None
+    alias: str | None = None
 
     def __post_init__(self) -> None:
         for jump in (self.proxy or "").split(",") if self.proxy else ():
@@ -94,6 +97,36 @@ def quoted(argv: Sequence[str]) -> str:
     return " ".join(shlex.quote(word) for word in argv)
 
 
+def _options(host: Host) -> list[str]:
+    """Of the host alone: ssh does not pass them on to the one it starts for a jump."""
+    options = ["-l", host.user] if host.user else []
+    options += ["-p", str(host.port)] if host.port else []
+    options += ["-i", host.private_key, "-oIdentitiesOnly=yes"] if host.private_key else []
+    options += ["-J", host.proxy] if host.proxy else []
+    options += [f"-oHostKeyAlias={host.alias}"] if host.alias else []
+    return [*options, *_pinned(host.known_hosts)] if host.known_hosts else options
+
+
+def _pinned(known_hosts: str) -> list[str]:
+    """Nobody is asked, nothing is learnt, and no other file makes the host known."""
+    file = known_hosts.replace("%", "%%")
+    files = [f'-oUserKnownHostsFile="{file}"', "-oGlobalKnownHostsFile=/dev/null", "-oVerifyHostKeyDNS=no"]
+    return [*files, "-oStrictHostKeyChecking=yes", "-oCheckHostIP=no", "-oUpdateHostKeys=no"]
+
+
+def _socket(host: Host) -> list[str]:
+    """What was let in by another key, or by the user's own judgement, does not serve a host whose key is pinned."""
+    if not host.known_hosts:
+        return []
+    name = hashlib.sha1("\0".join(map(str, astuple(host))).encode(), usedforsecurity=False).hexdigest()
+    path = os.path.join(_runtime_directory(), name)
+    return [f'-oControlPath="{path.replace("%", "%%")}"' if _fits(os.path.dirname(path)) else "-oControlPath=none"]
+
+
+def _fits(sockets: str) -> bool:
+    return len(os.fsencode(sockets)) <= _LONGEST_SOCKET
+
+
 class Ssh:
     """Starts processes on a host. All share one connection: a live one of the user's own where their configuration
     names it, else one of ours, kept for a minute after its last use."""
@@ -111,14 +144,9 @@ class Ssh:
     def argv(self, command: Sequence[str], quietly: bool = False) -> list[str]:
         """What is executed here to execute `command` there, by the shell that logs in. `quietly`: ssh asks nothing."""
         self._config = self._config or _write_config(self._lines())
-        host = self.host
-        options = ["-F", self._config, "-T"]
-        options += ["-l", host.user] if host.user else []
-        options += ["-p", str(host.port)] if host.port else []
-        options += ["-i", host.private_key, "-oIdentitiesOnly=yes"] if host.private_key else []
-        options += ["-J", host.proxy] if host.proxy else []
+        options = ["-F", self._config, "-T", *_options(self.host), *_socket(self.host)]
         options += ["-oBatchMode=yes"] if quietly else []
-        return ["ssh", *options, "-oRemoteCommand=none", "--", host.host, quoted(command)]
+        return ["ssh", *options, "-oRemoteCommand=none", "--", self.host.host, quoted(command)]
 
     def open(self, command: Sequence[str], quietly: bool = False) -> Process:
         """Start `command` there, with its stdin and stdout at this end."""
@@ -176,7 +204,7 @@ class Ssh:
             f'Include "{_SYSTEM_CONFIG}"',
             "Host *",
             "Ciphers ^aes128-gcm@openssh.com",
-            *(shared if len(os.fsencode(sockets)) <= _LONGEST_SOCKET else []),
+            *(shared if _fits(sockets) else []),
             f"ConnectTimeout {max(1, round(self.host.connect_timeout))}",
             "ServerAliveInterval 15",
             "ServerAliveCountMax 2",
@@ -312,11 +340,7 @@ def effective(host: Host) -> dict[str, list[str]]:
     """What OpenSSH would do for a host, from its own configuration: values by lower-case keyword, those of one line as
     words; `proxycommand` is one. Paths are expanded, and `~` is HOME. Raises NotFound, Usage, Unreachable."""
     config = _write_config([f'Include "{os.path.expanduser("~/.ssh/config")}"', f'Include "{_SYSTEM_CONFIG}"'])
-    argv = ["ssh", "-F", config, "-T", "-G"]
-    argv += ["-l", host.user] if host.user else []
-    argv += ["-p", str(host.port)] if host.port else []
-    argv += ["-i", host.private_key, "-oIdentitiesOnly=yes"] if host.private_key else []
-    argv += ["-J", host.proxy] if host.proxy else []
+    argv = ["ssh", "-F", config, "-T", "-G", *_options(host)]
     try:
         done = subprocess.run(
             [*argv, "--", host.host], stdin=subprocess.DEVNULL, capture_output=True, timeout=BATCH_PATIENCE, check=False

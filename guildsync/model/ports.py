@@ -301,7 +301,7 @@ class Executor(Protocol):
 
 class Instance(NamedTuple):
     """A machine as its provider lists it. `state` is the provider's word; `address` is empty while it has none;
-    `since`: ISO 8601, when it was last started. `remote`, `owner`, `token`: what it was tagged with when it was made."""
+    `since`: ISO 8601, the last start. `remote`, `owner`, `token`: what it was tagged with when it was made."""
 
     id: str
     state: str
@@ -313,23 +313,25 @@ class Instance(NamedTuple):
     region: str
     token: str
 
+    @property
+    def is_running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.state == "stopped"
+
 
 Say = Callable[[str], None]
 """Takes one line of what goes on, for people."""
 
 
-class HostKeys(Protocol):
-    """What the provider vouches for of a machine's host key: nothing here was learnt over the open network."""
-
-    def keys(self, instance: Instance) -> Sequence[str]:
-        """Public host keys, one of which this machine shows: its own once that is proved, until then the one it was
-        made with as well. Empty: none is known yet; asking again may help."""
-
-    def prove(self, instance: Instance, key: str) -> None:
-        """From now on the machine shows only this key, its own: other clients of the owner learn it by `keys`."""
+Reach = Callable[[Instance, str], Callable[[Sequence[str], bytes, Optional[float]], bytes]]
+"""How a machine is talked to over ssh: at its address, with its id as the name whose key this one known-hosts file (a
+path) says. What it answers runs a command there: its words, its stdin, seconds (as `compute.ssh.Ssh.run`)."""
 
 
-class Machine(HostKeys, Protocol):
+class Machine(Protocol):
     """Where a remote's runs are executed, if that can be started and stopped. It is found by what it is tagged with,
     whoever made it; nothing else of the account is touched. Raise Refused, Unreachable, Usage; whatever was
     interrupted anywhere is made good by calling it again."""
@@ -337,9 +339,9 @@ class Machine(HostKeys, Protocol):
     def state(self) -> Optional[Instance]:
         """The machine as it is now, None where there is none. It only asks."""
 
-    def start(self, say: Say) -> Instance:
-        """Make it or start it. Comes back when it runs, has an address, and lets this client in on port 22. Twice is
-        once: there is never a second one."""
+    def start(self, reach: Reach, say: Say) -> Instance:
+        """Make it or start it. Comes back when it runs, lets this client in, is known to it by its own host key alone,
+        and what was to be done at its first boot has ended well. Twice is once: there is never a second one."""
 
     def stop(self, terminate: bool, say: Say) -> Optional[Instance]:
         """Stop it, its data kept, or `terminate`: destroy it with its data. Comes back when the provider says that it

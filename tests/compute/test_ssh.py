@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from guildsync.compute.ssh import Host, Ssh, quoted
+from guildsync.compute.ssh import Host, Ssh, effective, quoted
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage
 from tests.kit.sshd import Client, Sshd, client, sshd
 from tests.kit.wire import wire
@@ -74,6 +74,33 @@ def test_one_connection_serves_all_and_is_ours_alone(ssh_user: Client, ssh_host:
     (socket,) = masters(ssh_user)
     assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
+
+
+def pinned(host: Sshd, path: Path, key: str | None = None) -> Ssh:
+    """To `far`, known by the name `i-0` in a file of its own; `key`: what the file says in place of the right key."""
+    known = " ".join(host.host_key.with_suffix(".pub").read_text().split()[:2])
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"i-0 {key or known}\n")
+    return Ssh(Host("far", known_hosts=str(path), alias="i-0"), interactive=True)
+
+
+def test_a_pinned_key_alone_counts(ssh_user: Client, ssh_host: Sshd, tmp_path: Path) -> None:
+    """Whatever the user's own files say, whoever could be asked, and whatever connection is already there."""
+    other = ssh_host.user_key.with_suffix(".pub").read_text().strip()
+    assert there(ssh_user).run(["echo", "mine"]) == b"mine\n"
+    for number, key in enumerate((other, "# nothing")):
+        file = tmp_path / f"100% {number}" / "known hosts"
+        before = ssh_host.log.count("Accepted publickey")
+        with pytest.raises(Refused):
+            pinned(ssh_host, file, key).run(["echo"])
+        assert ssh_host.log.count("Accepted publickey") == before
+    ssh_user.known_hosts.write_text(f"i-0 {other}\n")
+    far = pinned(ssh_host, tmp_path / "100% good" / "known hosts")
+    before = ssh_host.log.count("Accepted publickey")
+    assert [far.run(["echo", "yes"]) for _ in range(2)] == [b"yes\n"] * 2
+    assert ssh_host.log.count("Accepted publickey") == before + 1
+    assert effective(far.host)["hostkeyalias"] == ["i-0"]
+    assert effective(far.host)["userknownhostsfile"] == [far.host.known_hosts]
 
 
 def test_a_live_connection_of_the_users_own_is_used(ssh_user: Client, ssh_host: Sshd) -> None:
