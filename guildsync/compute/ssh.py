@@ -37,6 +37,10 @@ _CONNECTION = (
 )  # fmt: skip
 
 
+class UnknownKey(Refused):
+    """The host did not show a key that it is known by: nothing was sent, and it was not asked to let us in."""
+
+
 @dataclass(frozen=True)
 class Host:
     """How to reach a host; what is None is left to the user's own configuration of ssh. `connect_timeout`: seconds.
@@ -276,10 +280,10 @@ def _failed_connection(host: str, said: str) -> GuildsyncError:
         found = _OFFENDING.search(said)
         where = found[1] if found else "known_hosts"
         hint = f"if the host was set up anew, remove {where} after asking whoever runs it; guildsync never goes on"
-        return Refused(f"{host} shows another host key than the one in {where}: nothing was sent", hint)
+        return UnknownKey(f"{host} shows another host key than the one in {where}: nothing was sent", hint)
     if "Host key verification failed" in said or "host key is known for" in said:
         hint = f"connect once by hand (`ssh {host.partition(':')[0]}`), compare the fingerprint, then try again"
-        return Refused(f"{host} is not a known host: its key is in no known_hosts file", hint)
+        return UnknownKey(f"{host} is not a known host: its key is in no known_hosts file", hint)
     if any(words in said for words in _AUTHENTICATION):
         return Refused(
             f"{host} refused to let us in: {last}", "check user, key and agent: `ssh -v` to the host shows more"
