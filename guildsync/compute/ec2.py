@@ -7,46 +7,28 @@ makes nothing twice; and any client of the owner finds a machine by its tags, wh
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
 
+from guildsync.compute.account import Account
 from guildsync.compute.aws import Aws, code_of
-from guildsync.compute.firstboot import FirstBoot, console_keys, user_data
+from guildsync.compute.firstboot import console_keys
 from guildsync.compute.group import Groups, own_network
-from guildsync.compute.instances import (
-    FIRST_KEY,
-    HOST_KEY,
-    OWNER,
-    REMOTE,
-    TOKEN,
-    Row,
-    Settings,
-    block_devices,
-    chosen,
-    is_live,
-    key_text,
-    owner_of,
-    row_of,
-    surplus,
-    tagged,
-    volume_of,
-)
+from guildsync.compute.instances import HOST_KEY, Row, Settings, chosen, is_live, surplus
 from guildsync.compute.memory import Intent, Memory
 from guildsync.compute.patience import Patience
 from guildsync.compute.pinning import Pinning, Provider, new_key
-from guildsync.errors import GuildsyncError, NotFound, Unreachable, Usage
+from guildsync.compute.ready import Readiness
+from guildsync.compute.request import request
+from guildsync.errors import GuildsyncError, Unreachable
 from guildsync.model.ports import Instance, Reach, Say, Step
 
 __all__ = ["Ec2Machine", "Memory", "Patience", "Settings"]
 
 OPEN = 600.0
 """Seconds after which a listing proves that nothing was made of an intent: no call is on its way any more."""
-_REGIONS_AT_ONCE = 8
 _NOT_NOW = ("IncorrectInstanceState", "InvalidInstanceID.NotFound")
 _SPENT = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
 """A token of which something was made already, by other words or of what is gone."""
@@ -60,32 +42,16 @@ class Ec2Machine:
     ) -> None:
         self._settings, self._memory, self._patience, self._now = settings, memory, patience, now
         self._aws = Aws(settings.profile, settings.region)
+        self._account = Account(self._aws, settings)
 
     # -- what is there
 
     def state(self) -> Instance | None:
-        row = chosen(self._rows())
+        row = chosen(self._account.rows())
         return None if row is None else row.instance
 
     def all(self, say: Say) -> Sequence[Instance]:
-        regions = [row["RegionName"] for row in self._aws.call("describe_regions")["Regions"]]
-        with ThreadPoolExecutor(_REGIONS_AT_ONCE) as pool:
-            found = list(pool.map(self._in_region, sorted({*regions, self._settings.region})))
-        for region in found:
-            if isinstance(region, str):
-                say(region)
-        return [row for region in found if not isinstance(region, str) for row in region]
-
-    def _in_region(self, region: str) -> list[Instance] | str:
-        """Or why it cannot be asked."""
-        ours = [{"Name": "tag-key", "Values": [TOKEN]}]
-        try:
-            rows = self._listed(ours, region)
-            loose = [*ours, {"Name": "status", "Values": ["available"]}]
-            volumes = self._aws.pages("describe_volumes", "Volumes", region=region, Filters=loose)
-            return [row.instance for row in rows if is_live(row)] + [volume_of(each, region) for each in volumes]
-        except GuildsyncError as exc:
-            return f"{region} cannot be asked: {exc.message}"
+        return self._account.everything(say)
 
     # -- start
 
@@ -110,13 +76,16 @@ class Ec2Machine:
             return row.instance
 
     def _find_or_make(self, say: Say) -> None:
-        rows = self._rows()
+        rows = self._account.rows()
         intent = self._open_intent(rows)
         if chosen(rows) is None:
             intent = intent or self._intend()
             self._make(intent, say)
-            what = "EC2 does not list the new machine"
-            self._patience.until(lambda: self._rows_with(intent.token), self._patience.listed, what)
+            self._listed(intent)
+
+    def _listed(self, intent: Intent) -> None:
+        what = "EC2 does not list what was made"
+        self._patience.until(lambda: self._account.rows_with(intent.token), self._patience.listed, what)
 
     def _open_intent(self, rows: Sequence[Row]) -> Intent | None:
         """The one of which something may have been made that still lives. Where another machine is used instead, it
@@ -131,32 +100,9 @@ class Ec2Machine:
         return None if gone else intent
 
     def _intend(self) -> Intent:
-        settings = self._settings
-        if not settings.public_key and not settings.key_name:
-            raise Usage(f"{settings.remote}: nothing says who may log in", "say `public-key:` or `key-name:`")
-        private, public = new_key()
-        authorized = self._public_key()
-        first = FirstBoot(private, public, authorized, settings.stop_after, settings.user, settings.guild_home)
         token = uuid.uuid4().hex
-        tags = {OWNER: self._owner, REMOTE: settings.remote, TOKEN: token}
-        request: dict[str, Any] = {
-            "ImageId": settings.ami,
-            "InstanceType": settings.instance_type,
-            "MinCount": 1,
-            "MaxCount": 1,
-            "ClientToken": token,
-            "UserData": user_data(first),
-            "BlockDeviceMappings": block_devices(self._image(), settings.root_device_size),
-            "InstanceInitiatedShutdownBehavior": "stop",
-            "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
-            "TagSpecifications": [
-                *tagged(["instance"], {**tags, FIRST_KEY: public, "Name": f"guildsync {settings.remote}"}),
-                *tagged(["volume"], tags),
-            ],
-        }
-        request |= {"KeyName": settings.key_name} if settings.key_name else {}
-        request |= {"SubnetId": settings.subnet} if settings.subnet else {}
-        intent = Intent(token, self._now(), request)
+        made = request(self._settings, self._account.owner, token, self._account.image, new_key())
+        intent = Intent(token, self._now(), made)
         self._memory.intend(intent)
         return intent
 
@@ -169,22 +115,22 @@ class Ec2Machine:
         except Unreachable:
             raise  # it may have been made: the intent stays
         except GuildsyncError as exc:
-            if code_of(exc) in _SPENT and self._rows_with(intent.token):
+            if code_of(exc) in _SPENT and self._account.rows_with(intent.token):
                 return
-            if not self._rows_with(intent.token):
+            if not self._account.rows_with(intent.token):
                 self._memory.forget_intent()
             raise
 
     def _one(self, say: Say) -> tuple[Row, list[Row]]:
         """The machine that is the remote's, after this client's own newer one was given up where another was faster;
         and those that live beside it, which are others' to give up."""
-        rows, intent = self._rows(), self._memory.intent()
+        rows, intent = self._account.rows(), self._memory.intent()
         mine = surplus(rows, intent.token if intent else None)
         if mine is not None:
             say(f"another client was faster: {mine.instance.id}, just made here, is destroyed")
             self._end(mine, say)
             self._memory.forget_intent()
-            rows = self._rows()
+            rows = self._account.rows()
         row = chosen(rows)
         if row is None:
             raise self._ended(_of(rows, intent.token if intent else ""))
@@ -194,7 +140,7 @@ class Ec2Machine:
         machine, said = row.instance.id, [""]
 
         def look() -> Row | None:
-            found = self._row(machine)
+            found = self._account.row(machine)
             if found is None:
                 return None
             if not is_live(found):
@@ -241,29 +187,31 @@ class Ec2Machine:
             if row is not None and not terminate:
                 for each in filter(is_live, rows):
                     self._halt(each, say)
-                row = self._row(row.instance.id)
+                row = self._account.row(row.instance.id)
             elif row is not None:
                 row = self._end(row, say)
                 self._memory.forget()
-            if terminate and not any(map(is_live, self._rows())) and not self._groups.remove():
+            if terminate and not any(map(is_live, self._account.rows())) and not self._groups.remove():
                 say("its security group is still in use; it costs nothing")
             return None if row is None else row.instance
 
     def _made_so_far(self, say: Say) -> list[Row]:
         """What there is, and what a start that was interrupted may have made and EC2 does not list yet."""
-        rows = self._rows()
+        rows = self._account.rows()
         intent = self._open_intent(rows)
         if intent and not _of(rows, intent.token):
             say("a start was interrupted: looking for what it made")
             try:
-                self._patience.until(lambda: self._rows_with(intent.token), self._patience.listed, "nothing was seen")
+                self._patience.until(
+                    lambda: self._account.rows_with(intent.token), self._patience.listed, "nothing was seen"
+                )
             except Unreachable:
                 self._memory.forget_intent()
-        return self._rows()
+        return self._account.rows()
 
     def _halt(self, row: Row, say: Say) -> None:
         def look() -> Row | None:
-            found = self._row(row.instance.id)
+            found = self._account.row(row.instance.id)
             if found and found.instance.is_running:
                 say(f"stopping {row.instance.id}")
                 self._ask("stop_instances", row.instance.id)
@@ -275,7 +223,7 @@ class Ec2Machine:
         machine, seen = row.instance.id, [False]
 
         def look() -> Row | None:
-            found = self._row(machine)
+            found = self._account.row(machine)
             if found and is_live(found):
                 if not seen[0]:
                     say(f"destroying {machine}")
@@ -296,7 +244,7 @@ class Ec2Machine:
     # -- the client's address
 
     def admit(self) -> bool:
-        row = chosen(self._rows())
+        row = chosen(self._account.rows())
         if row is None or self._settings.security_group:
             return False
         return self._groups.admit(row.groups, own_network(), self._memory.client(), alone=False)
@@ -304,118 +252,11 @@ class Ec2Machine:
     # -- check
 
     def check(self) -> Iterator[Step]:
-        looks: tuple[tuple[str, Callable[[], str]], ...] = (
-            ("credentials", self._checked_credentials),
-            ("image", self._checked_image),
-            ("key", self._checked_key),
-            ("address", self._checked_address),
-            ("permissions", self._checked_permissions),
-            ("machine", self._checked_machine),
-        )
-        for name, look in looks:
-            try:
-                yield Step(name, True, look())
-            except GuildsyncError as exc:
-                yield Step(name, False, exc.message, exc.hint or "", exc.exit_code)
-                return
-
-    def _checked_credentials(self) -> str:
-        return f"you are {self._owner}"
-
-    def _checked_image(self) -> str:
-        image = self._image()
-        return f"{self._settings.ami}: {image.get('Name', 'without a name')}"
-
-    def _checked_key(self) -> str:
-        if self._settings.key_name:
-            self._aws.call("describe_key_pairs", KeyNames=[self._settings.key_name])
-            return f"key pair {self._settings.key_name}"
-        key = self._public_key()
-        if key is None:
-            raise Usage(f"{self._settings.remote}: nothing says who may log in", "say `public-key:` or `key-name:`")
-        return f"{key.split(' ')[0]} key"
-
-    def _checked_address(self) -> str:
-        if self._settings.security_group:
-            return f"whom {self._settings.security_group} lets in is up to you"
-        return f"ssh is opened for {own_network()} alone"
-
-    def _checked_permissions(self) -> str:
-        """Asked with DryRun: nothing is done. What needs a machine is asked where there is one."""
-        settings, row = self._settings, chosen(self._rows())
-        tags = {OWNER: self._owner, REMOTE: settings.remote, TOKEN: "check"}
-        asked: list[tuple[str, dict[str, Any]]] = [
-            (
-                "run_instances",
-                {
-                    "ImageId": settings.ami,
-                    "InstanceType": settings.instance_type,
-                    "MinCount": 1,
-                    "MaxCount": 1,
-                    "MetadataOptions": {"HttpTokens": "required"},
-                    "TagSpecifications": tagged(["instance", "volume"], tags),
-                    **({"SubnetId": settings.subnet} if settings.subnet else {}),
-                },
-            )
-        ]
-        if row is not None:
-            operations = ("start_instances", "stop_instances", "terminate_instances")
-            asked += [(operation, {"InstanceIds": [row.instance.id]}) for operation in operations]
-        for operation, parameters in asked:
-            try:
-                self._aws.call(operation, **parameters, DryRun=True)
-            except GuildsyncError as exc:
-                if code_of(exc) not in ("DryRunOperation", *_NOT_NOW):
-                    raise
-        return "it may " + ", ".join(operation.partition("_")[0] for operation, _ in asked)
-
-    def _checked_machine(self) -> str:
-        found = self.state()
-        return "there is none yet" if found is None else f"{found.id} is {found.state}"
-
-    # -- questions
-
-    @cached_property
-    def _owner(self) -> str:
-        return owner_of(self._aws.call("get_caller_identity", "sts")["Arn"])
+        return Readiness(self._account, lambda: self._groups, self._settings).steps()
 
     @cached_property
     def _groups(self) -> Groups:
-        return Groups(self._aws, self._settings, self._owner, self._patience)
-
-    def _image(self) -> Any:
-        images = self._aws.call("describe_images", ImageIds=[self._settings.ami])["Images"]
-        if not images:
-            raise Usage(f"there is no image {self._settings.ami} in {self._settings.region}", "look at `ami:`")
-        return images[0]
-
-    def _public_key(self) -> str | None:
-        text = self._settings.public_key
-        if not text or text.startswith(("ssh-", "ecdsa-", "sk-")):
-            return key_text(text) if text else None
-        try:
-            with open(os.path.expanduser(text), encoding="ascii", errors="replace") as file:
-                return key_text(file.read(20_000))
-        except OSError as exc:
-            raise NotFound(f"cannot read public-key {text}: {exc.strerror}", "make one: `ssh-keygen`") from exc
-
-    def _rows(self) -> list[Row]:
-        """Of this owner's remote, by tag, and looked at once more: in a filter, some characters stand for any."""
-        ours = {OWNER: self._owner, REMOTE: self._settings.remote}
-        rows = self._listed([{"Name": f"tag:{key}", "Values": [value]} for key, value in ours.items()])
-        return [row for row in rows if [row.instance.owner, row.instance.remote] == list(ours.values())]
-
-    def _rows_with(self, token: str) -> list[Row] | None:
-        rows = self._rows()
-        return rows if _of(rows, token) else None
-
-    def _row(self, machine: str) -> Row | None:
-        return next(iter(self._listed([{"Name": "instance-id", "Values": [machine]}])), None)
-
-    def _listed(self, filters: list[dict[str, Any]], region: str | None = None) -> list[Row]:
-        region = region or self._settings.region
-        reservations = self._aws.pages("describe_instances", "Reservations", region=region, Filters=filters)
-        return [row_of(each, region) for reservation in reservations for each in reservation["Instances"]]
+        return Groups(self._aws, self._settings, self._account.owner, self._patience)
 
 
 def _of(rows: Sequence[Row], token: str) -> Row | None:

@@ -48,29 +48,32 @@ class Groups:
         self._aws, self._settings, self._owner, self._patience = aws, settings, owner, patience
         self._tags = {OWNER: owner, REMOTE: settings.remote}
 
+    def making(self) -> tuple[str, dict[str, Any]]:
+        """The call that makes the group for a new machine, and what it says."""
+        said = {
+            "GroupName": group_name(self._settings.remote, self._owner),
+            "Description": "guildsync: ssh from whoever started the machine",
+            "VpcId": self._network(),
+            "TagSpecifications": tagged(["security-group"], self._tags),
+        }
+        return "create_security_group", said
+
     def made(self) -> str:
         """The id of the group for a new machine, made where it is not there. Two clients that make it make one."""
-        network = self._network()
-        name = group_name(self._settings.remote, self._owner)
+        operation, said = self.making()
 
         def mine() -> str | None:
-            found = self._ours(("vpc-id", [network]), ("group-name", [name]))
+            found = self._ours(("vpc-id", [said["VpcId"]]), ("group-name", [said["GroupName"]]))
             return str(found[0]["GroupId"]) if found else None
 
         if found := mine():
             return found
         try:
-            self._aws.call(
-                "create_security_group",
-                GroupName=name,
-                Description="guildsync: ssh from whoever started the machine",
-                VpcId=network,
-                TagSpecifications=tagged(["security-group"], self._tags),
-            )
+            self._aws.call(operation, **said)
         except GuildsyncError as exc:
             if code_of(exc) != "InvalidGroup.Duplicate":
                 raise
-        return self._patience.until(mine, self._patience.listed, f"no group {name} of ours was seen")
+        return self._patience.until(mine, self._patience.listed, f"no group {said['GroupName']} of ours was seen")
 
     def admit(self, ids: Sequence[str], network: str, client: str, alone: bool) -> bool:
         """Let `network` use ssh in those of these groups that are ours, and no longer where `client` was before;

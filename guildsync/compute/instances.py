@@ -19,7 +19,6 @@ FIRST_KEY, HOST_KEY = "guildsync:first-key", "guildsync:host-key"
 ENDING = ("shutting-down", "terminated")
 SSH = 22
 
-_KEY_TEXT = re.compile(r"(?:ssh-|ecdsa-|sk-)[\w@.-]+ [A-Za-z0-9+/]+=*(?: [^\r\n]*)?")
 _MADE_UP_SESSION = re.compile(r"(?:botocore|aws-go-sdk|aws-sdk-\w+)-(?:session-)?\d+")
 
 
@@ -132,13 +131,6 @@ def group_name(remote: str, owner: str) -> str:
     return f"guildsync-{re.sub(r'[^A-Za-z0-9._-]', '-', remote)[:100]}-{hashlib.sha256(owner.encode()).hexdigest()[:8]}"
 
 
-def key_text(text: str) -> str:
-    """One public key, checked. Raises Usage."""
-    if not _KEY_TEXT.fullmatch(text.strip()):
-        raise Usage("public-key is not one public key", "say the path of a `.pub` file, or its text")
-    return text.strip()
-
-
 def network_of(address: str) -> str:
     """One address alone, as a network. Raises Usage for what is none."""
     try:
@@ -165,16 +157,4 @@ def let_in(permissions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         if (rule.get("IpProtocol"), rule.get("FromPort"), rule.get("ToPort")) == ("tcp", SSH, SSH):
             found |= {row["CidrIp"]: row.get("Description", "") for row in rule.get("IpRanges", ())}
             found |= {row["CidrIpv6"]: row.get("Description", "") for row in rule.get("Ipv6Ranges", ())}
-    return found
-
-
-def block_devices(image: Mapping[str, Any], root_size: int | None) -> list[dict[str, Any]]:
-    """Every disk of the image goes when the machine is destroyed: none is paid for afterwards."""
-    found = []
-    for mapping in image.get("BlockDeviceMappings", ()):
-        if "Ebs" in mapping:
-            ebs: dict[str, Any] = {"DeleteOnTermination": True}
-            if root_size is not None and mapping["DeviceName"] == image.get("RootDeviceName"):
-                ebs["VolumeSize"] = root_size
-            found.append({"DeviceName": mapping["DeviceName"], "Ebs": ebs})
     return found

@@ -46,33 +46,40 @@ class Pinning:
     is_root: bool = False
 
     def pin(self, say: Say) -> None:
-        """Afterwards the machine shows its own key, and this client knows that one alone."""
+        """Afterwards the machine answers, shows its own key, and this client knows that one alone."""
         machine = self.row.instance.id
+        say(f"waiting until {machine} answers at {self.row.instance.address}")
+        own = self._told() if self.row.host_key else self._switched(say)
+        if self._own_key(self.memory.known_hosts) != own:
+            raise Refused(f"{machine} told two host keys as its own", "`remote stop --terminate` destroys it")
+        if not self.row.host_key:
+            self.provider.prove(own)
+        self.memory.forget_first(self.row.instance.token)
+
+    def _told(self) -> str:
+        """The own key, as another client proved it."""
+        machine, own = self.row.instance.id, self.row.host_key
         known = self.memory.pinned(machine)
-        if self.row.host_key:
-            if known and known != self.row.host_key:
-                hint = f"ask whoever uses it; to believe the provider, remove {self.memory.known_hosts}"
-                raise Refused(f"{machine} had another host key than the provider now tells", hint)
-            if not known:
-                self.memory.pin(machine, self.row.host_key)
-            self.memory.forget_first(self.row.instance.token)
-            return
-        keys = self._expected()
+        if known is None:
+            self.memory.pin(machine, own)
+        elif known != own:
+            hint = f"ask whoever uses it; to believe the provider, remove {self.memory.known_hosts}"
+            raise Refused(f"{machine} had another host key than the provider now tells", hint)
+        return own
+
+    def _switched(self, say: Say) -> str:
+        """The own key, which the machine shows from now on."""
+        machine, keys = self.row.instance.id, self._expected()
         self.memory.expect(machine, keys)
-        say(f"waiting until {self.row.instance.address} answers")
         try:
             own = self._own_key(self.memory.first_hosts)
         except UnknownKey:
-            # It shows neither: another client made it show its own, and did not get to tell the provider.
+            # It shows neither: another client had it show its own, and did not get to tell the provider.
             own = self._learnt(say)
-            self.memory.expect(machine, [own])
         self.memory.expect(machine, [*keys, own])
         self._run(self.memory.first_hosts, "switch")
         self.memory.pin(machine, own)
-        if self._own_key(self.memory.known_hosts) != own:
-            raise Refused(f"{machine} told two host keys as its own", "destroy it: `remote stop --terminate`")
-        self.provider.prove(own)
-        self.memory.forget_first(self.row.instance.token)
+        return own
 
     def begin(self, lines: str, seconds: float, say: Say) -> None:
         """What is to be done once, done: by this client or another. Raises GuildsyncError where it failed, with what it
