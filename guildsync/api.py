@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,15 @@ from guildsync.config import LOCAL, Config
 from guildsync.errors import GuildsyncError, NoRoom, NotFound, Unreachable, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
-from guildsync.model.ports import Collected, Moment, Order, Replica, Step
+from guildsync.model.ports import Collected, Instance, Moment, Order, Replica, Say, Step
 from guildsync.model.run import Metadata, Record, RunId
-from guildsync.model.select import Filters, names_by_id, newest_first, select
+from guildsync.model.select import Choice, Filters, newest_first
 from guildsync.remotes import Home, Listed, Remote, bases, open_remote, opened_home
-from guildsync.verbs import lifecycle
+from guildsync.verbs import lifecycle, machine
 from guildsync.verbs.difference import Difference, FlagChange, PathChange, Scope, difference
 from guildsync.verbs.files import Files, look
 from guildsync.verbs.lifecycle import Acted, Request, Verified
+from guildsync.verbs.machine import Agree, Stakes
 from guildsync.verbs.outcome import Outcome, Progress
 from guildsync.verbs.survey import Found, Place, Question, Survey, nothing_at, survey
 from guildsync.verbs.sync import DELIVERED, NoBases, Options, Removals, Sync
@@ -41,6 +42,7 @@ __all__ = [
     "Filters",
     "FlagChange",
     "Found",
+    "Instance",
     "Moment",
     "Options",
     "Outcome",
@@ -53,6 +55,7 @@ __all__ = [
     "Removals",
     "Request",
     "Scope",
+    "Stakes",
     "Survey",
     "Verified",
     "open_context",
@@ -68,29 +71,6 @@ REACHABLE = "reachable"
 
 def _silent(_: str) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which runs: selectors as on the command line, and filters. Nothing named means all."""
-
-    selectors: Sequence[str] = ()
-    filters: Filters = field(default_factory=Filters)
-
-    def __call__(self, records: Sequence[Record], done: Sequence[Record] = ()) -> list[Record]:
-        """The chosen ones, newest first; raises NotFound where something that was named matches nothing, but for ids of
-        `done`, to which there is nothing left to do."""
-        listed = [record for record in newest_first(records) if self.filters.matches(record)]
-        return select(listed, self.selectors, done) if self.selectors else listed
-
-    @property
-    def needs_details(self) -> bool:
-        """Do the filters ask for what a plain listing of directories does not say?"""
-        return self.filters.needs_sizes
-
-    def names(self, run: RunId) -> bool:
-        """Is this run named by its id, or the beginning of it?"""
-        return names_by_id(self.selectors, run)
 
 
 def open_context(
@@ -123,14 +103,14 @@ class Context:
 
     def remote(self, name: str) -> Remote:
         """A configured remote, `local`, or one described inline; raises NotFound."""
-        return open_remote(self.config.remote(name))
+        return open_remote(self.config.remote(name), self.home)
 
     def remotes(self) -> dict[str, Remote | GuildsyncError]:
         """Every configured remote by name; one that this version cannot open as the reason."""
         found: dict[str, Remote | GuildsyncError] = {}
         for name in sorted(self.config.remotes):
             try:
-                found[name] = open_remote(self.config.remotes[name])
+                found[name] = open_remote(self.config.remotes[name], self.home)
             except GuildsyncError as exc:
                 found[name] = exc
         return found
@@ -352,11 +332,39 @@ class Context:
     def status(self, remote: str) -> Step:
         """Is it available? The first step of its check that failed, else the one that says what is there; what comes
         behind it is not tried. Raises what naming or opening it raises."""
-        with closing(self.check(remote)) as steps:
+        there = self.remote(remote)
+        steps = self.check(remote) if there.name == LOCAL else there.available(self.home, self.warn, self.jobs)
+        with closing(steps):
             for step in steps:
                 if not step.ok or step.name == REACHABLE:
                     break
         return step
+
+    def machine(self, remote: str) -> Instance | None:
+        """The machine of a remote as its provider lists it; None: there is none now. Raises Usage where there never is
+        one."""
+        return self.remote(remote).require_machine()[0].state()
+
+    def machines(self, remotes: Sequence[str], say: Say = _silent) -> list[Instance]:
+        """Every machine of ours in the accounts of these remotes, by its tags: also those that no remote knows."""
+        return machine.everything((self.remote(name).require_machine()[0] for name in remotes), say)
+
+    def start_machine(self, remote: str, agree: Agree | None = None, say: Say = _silent) -> Instance:
+        """Have the machine of a remote run, ready to be used: the one that there is, else a new one."""
+        one, reach = self.remote(remote).require_machine()
+        self.home.prepare()
+        return machine.start(one, reach, agree, say)
+
+    def stop_machine(
+        self, remote: str, agree: Agree | None = None, say: Say = _silent, *, terminate: bool = False
+    ) -> Instance | None:
+        """Stop the machine of a remote, its data kept; `terminate`: destroy it with its data. Answers what its provider
+        says of it then; None: there was none."""
+        return machine.stop(self.remote(remote).require_machine()[0], terminate, agree, say)
+
+    def stakes(self, remote: str) -> Stakes:
+        """Which runs of a remote would be lost, and which would be ended, with its machine."""
+        return machine.stakes(lambda: self.survey((remote, LOCAL)), self.remote(remote).name)
 
     @contextmanager
     def _there(self, remote: str) -> Iterator[Replica]:

@@ -16,6 +16,7 @@ from guildsync.schema import (
     Choices,
     Ec2Remote,
     FsspecRemote,
+    HostRemote,
     LocalRemote,
     RemoteConfig,
     S3Remote,
@@ -39,6 +40,7 @@ __all__ = [
     "Config",
     "Ec2Remote",
     "FsspecRemote",
+    "HostRemote",
     "LocalRemote",
     "RemoteConfig",
     "S3Remote",
@@ -56,8 +58,8 @@ MAX_ALIASES = 100
 MAX_NODES = 20_000
 
 LOCAL = "local"
-RESERVED = (LOCAL, "all")
-"""Names that mean something on the command line and no configured remote may have."""
+RESERVED = (LOCAL, "all", ".", "..")
+"""Names that mean something on the command line, or to a file system, and no configured remote may have."""
 FILE_NAME = "guildsync.yml"
 HOME_VARIABLES = ("GUILDSYNC_HOME", "GUILD_HOME")
 CONFIG_VARIABLE = "GUILDSYNC_CONFIG"

@@ -50,6 +50,12 @@ class NoRoom(Unreachable):
     """The other side has no room left; the same command goes on once there is some."""
 
 
+class Stopped(GuildsyncError):
+    """A machine that must be started first; no trying again helps before."""
+
+    exit_code = 5
+
+
 class SafetyStop(GuildsyncError):
     """Going on could destroy something, so nothing was sent."""
 

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from guildsync.agent.bootstrap import command, digest, first_words
-from guildsync.agent.client import TIMEOUT, FarTree, NeedsModules, Opening
+from guildsync import hosts
 from guildsync.attributes import AttributedTree
 from guildsync.compute.executor import LocalExecutor
 from guildsync.compute.source import Source, copy_source
-from guildsync.compute.ssh import Host, Process, Ssh, effective, has_terminal, quoted
-from guildsync.config import LOCAL, FsspecRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
+from guildsync.config import LOCAL, Ec2Remote, FsspecRemote, HostRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
 from guildsync.cutting import content_cut
-from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable, Usage, without_secrets
-from guildsync.model.ports import Bases, Cache, Executor, Folder, Reads, Replica, Step
+from guildsync.errors import GuildsyncError, NotFound, Refused, Stopped, Usage, without_secrets
+from guildsync.hosts import PLAIN, Surroundings, Way
+from guildsync.model.ports import Bases, Executor, Machine, Reach, Reads, Replica, Step
 from guildsync.model.run import RunId, checked_run_id
-from guildsync.store.cache import NoCache
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home
 from guildsync.tree.kept import HomeBases, HomeCache
@@ -35,8 +29,6 @@ from guildsync.tree.tree import Tree
 __all__ = ["Home", "Listed", "Remote", "bases", "open_remote", "opened_home"]
 
 Warn = Callable[[str], None]
-SESSIONS = 4
-"""Channels that large transfers want."""
 
 
 class _Files(Protocol):
@@ -48,11 +40,16 @@ class _Files(Protocol):
 
 @dataclass(frozen=True)
 class Remote:
-    """A place for runs: a filesystem, and maybe an executor. `where` is the place in words for people."""
+    """A place for runs: a filesystem, maybe an executor, and maybe a machine that can be started (it is talked to by
+    `reach`) and stopped. `where` is the place in words; `way` leads to a host, whose runs have `surroundings`."""
 
     config: RemoteConfig
     where: str
     layout: str
+    surroundings: Surroundings = PLAIN
+    way: Way | None = None
+    machine: Machine | None = None
+    reach: Reach | None = None
 
     @property
     def name(self) -> str:
@@ -62,16 +59,23 @@ class Remote:
     def fs(self) -> Any:
         """The remote's fsspec filesystem. A host's is confined to its home and only read, over a connection that ends
         with the filesystem."""
-        if isinstance(self.config, SshRemote) and self.layout == "tree":
+        if far := self._far:
             from guildsync.store.folder import FolderFileSystem
 
-            return FolderFileSystem(partial(_far_folder, self.config))
-        return _files(self.config).fs
+            return FolderFileSystem(partial(hosts.far_folder, *far))
+        return _files(self).fs
+
+    @property
+    def _far(self) -> tuple[HostRemote, Way] | None:
+        """Of a home of plain directories on a host."""
+        if isinstance(self.config, HostRemote) and self.way is not None and self.layout == "tree":
+            return self.config, self.way
+        return None
 
     @property
     def may_ask(self) -> bool:
         """May a person be asked for something, at the terminal, when it is opened?"""
-        return isinstance(self.config, SshRemote) and self.layout == "tree"
+        return self._far is not None
 
     @contextmanager
     def opened(
@@ -86,8 +90,8 @@ class Remote:
         """The remote's replica, closed at the end. `home` keeps what is cached of it; `fresh`: as a client without
         any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
         way at a time; `quietly`: nobody is asked for a passphrase."""
-        if isinstance(self.config, SshRemote) and self.layout == "tree":
-            with _connected(self.config, home, rehash, quietly) as there:
+        if far := self._far:
+            with hosts.connected(*far, home, rehash, quietly) as there:
                 yield AttributedTree(there.far)
             return
         if self.layout == "tree":
@@ -100,7 +104,7 @@ class Remote:
         from guildsync.store.checkpoint import GRACE
         from guildsync.store.store import JOBS, Store
 
-        files = _files(self.config)
+        files = _files(self)
         memory = HomeCache(home, _location(self.config, files))
         cache = None if fresh else memory
         grace = self.config.grace if isinstance(self.config, S3Remote) else GRACE
@@ -126,23 +130,37 @@ class Remote:
         """What starts and follows processes of its runs; raises Usage where there can be none. `quietly`: nobody is
         asked for anything."""
         self.require_executor()
-        if isinstance(self.config, SshRemote):
-            with _connected(self.config, home, False, quietly, lists=False) as there:
+        if far := self._far:
+            with hosts.connected(*far, home, False, quietly, lists=False) as there:
                 yield there.far.executor
             return
         yield LocalExecutor(home.runs if self.name == LOCAL else Home(_path(self.config)).runs)
 
-    @property
-    def surroundings(self) -> Surroundings:
-        """What the configuration says of the environment of its runs."""
-        return _surroundings(self.config)
+    def require_machine(self) -> tuple[Machine, Reach]:
+        """And how it is talked to. Raises Usage where there is nothing that could be started or stopped."""
+        if self.machine is None or self.reach is None:
+            hint = "remotes of type ec2 can be: docs/remotes.md"
+            raise Usage(f"{self.name} ({self.config.type}) cannot be started or stopped", hint)
+        return self.machine, self.reach
 
     def check(self, home: Home, warn: Warn = lambda _: None, jobs: int | None = None) -> Iterator[Step]:
-        """Can it be used? Ends after the first step that failed."""
+        """Can it be used? Ends after the first step that failed. A machine that is stopped can be, once it is started:
+        what is behind it is not tried."""
+        for step in self.machine.check() if self.machine is not None else ():
+            yield step
+            if not step.ok:
+                return
+        for step in self.available(home, warn, jobs):
+            yield step._replace(ok=True, exit_code=0) if step.name == _STOPPED else step
+
+    def available(
+        self, home: Home, warn: Warn = lambda _: None, jobs: int | None = None
+    ) -> Generator[Step, None, None]:
+        """Can its runs be reached now? Ends after the first step that failed."""
         try:
-            if isinstance(self.config, SshRemote) and self.layout == "tree":
-                with _connected(self.config, home, False) as there:
-                    yield from _ssh_steps(there)
+            if far := self._far:
+                with hosts.connected(*far, home, False) as there:
+                    yield from hosts.steps(there)
             else:
                 with self.opened(home, warn, jobs=jobs) as replica:
                     yield from replica.check()
@@ -150,16 +168,24 @@ class Remote:
             yield Step(_STEP_OF.get(type(exc), "reachable"), False, exc.message, exc.hint or "", exc.exit_code)
 
 
-_STEP_OF: Mapping[type, str] = {Refused: "log-in", NotFound: "python"}
+_STOPPED = "host"
+_STEP_OF: Mapping[type, str] = {Refused: "log-in", NotFound: "python", Stopped: _STOPPED}
 
 
-def open_remote(config: RemoteConfig) -> Remote:
-    """The remote that a configuration describes; nothing is asked of it yet."""
+def open_remote(config: RemoteConfig, home: Home) -> Remote:
+    """The remote that a configuration describes; nothing is asked of it yet. `home` remembers machines."""
     if isinstance(config, LocalRemote):
         return Remote(config, config.path, config.layout)
     if isinstance(config, SshRemote):
-        root = f" {_sftp_root(config)}" if config.layout == "store" else ""
-        return Remote(config, f"ssh:{_host(config)}{root}", config.layout)
+        root = f" {hosts.sftp_root(config)}" if config.layout == "store" else ""
+        way = hosts.way_to(config)
+        return Remote(config, f"ssh:{way.host()}{root}", config.layout, hosts.surroundings_of(config, config.init), way)
+    if isinstance(config, Ec2Remote):
+        from guildsync import machines  # no other remote has any use for them
+
+        machine, reach, way = machines.ec2(config, home)
+        where = f"ec2:{config.region}/{config.instance_type}"
+        return Remote(config, where, config.layout, hosts.surroundings_of(config, None), way, machine, reach)
     if isinstance(config, S3Remote):
         root = f"{config.bucket}/{config.root}".rstrip("/")
         return Remote(config, f"s3:{root}", "store")
@@ -178,32 +204,6 @@ def opened_home(home: Home, keep_env: bool = False, rehash: bool = False) -> Ite
         tree.close()
 
 
-class Surroundings(NamedTuple):
-    """Of a training process: its interpreter, shell lines and a shell command that come first, and variables."""
-
-    python: str
-    init: str | None = None
-    activate: str | None = None
-    env: Mapping[str, str] = {}
-
-
-def _surroundings(config: RemoteConfig) -> Surroundings:
-    if not isinstance(config, SshRemote):
-        return Surroundings("python3")
-    if config.venv_path:
-        activate: str | None = f". {_in_shell(config.venv_path.rstrip('/') + '/bin/activate')}"
-    elif config.conda_env:
-        activate = f'eval "$(conda shell.posix hook)" && conda activate {quoted([config.conda_env])}'
-    else:
-        activate = config.venv_activate
-    return Surroundings("python" if activate else config.python, config.init, activate, config.env)
-
-
-def _in_shell(path: str) -> str:
-    """A path as a word of the shell there, which expands `~` at its beginning."""
-    return f'"$HOME"/{quoted([path[2:]])}' if path.startswith("~/") else quoted([path])
-
-
 @contextmanager
 def new_run(run: RunId, attributes: Mapping[str, bytes], opref: bytes, source: Source) -> Iterator[Replica]:
     """A replica that holds this run alone, and nobody else sees."""
@@ -212,96 +212,6 @@ def new_run(run: RunId, attributes: Mapping[str, bytes], opref: bytes, source: S
         write_run(home, run, attributes, opref, partial(copy_source, source))
         with opened_home(home) as replica:
             yield replica
-
-
-class _Connected(NamedTuple):
-    """A host while it is used."""
-
-    ssh: Ssh
-    process: Process
-    far: FarTree
-
-
-@contextmanager
-def _connected(
-    config: SshRemote, home: Home, rehash: bool, quietly: bool = False, lists: bool = True
-) -> Iterator[_Connected]:
-    """A Tree at the far end of ssh. Errors of the connection say what ssh said."""
-    ssh = Ssh(_host(config), has_terminal() and not quietly)
-    far, process = _started(config, ssh, home, rehash, lists)
-    far.further = partial(_lanes, config, ssh)
-    try:
-        yield _Connected(ssh, process, far)
-    except Unreachable as exc:
-        if far.broken is exc:
-            far.close()
-            raise process.broke(exc) from exc
-        raise
-    finally:
-        far.close()
-
-
-def _far_folder(config: SshRemote) -> Folder:
-    """Of a connection that ends with the process, or when nobody refers to it any more."""
-    far, _ = _started(config, Ssh(_host(config), has_terminal()), None, rehash=False)
-    folder = far.folder
-    weakref.finalize(folder, far.close)
-    return folder
-
-
-def _ssh_steps(there: _Connected) -> Iterator[Step]:
-    yield Step("log-in", True, f"{there.ssh.host} is a known host, and lets us in")
-    if there.far.noise:
-        hint = "have them print only where a terminal is: it breaks other tools (scp, rsync, sftp)"
-        yield Step("quiet", True, "start-up files of the shell there print to stdout; that was passed over", hint)
-    for step in there.far.check():
-        yield step
-        if not step.ok:
-            return
-    sessions = there.ssh.sessions(SESSIONS)
-    hint = "" if sessions == SESSIONS else "raise MaxSessions in its sshd_config: large transfers use several"
-    yield Step("sessions", True, f"{sessions} of {SESSIONS} at a time over one connection", hint)
-
-
-def _started(
-    config: SshRemote, ssh: Ssh, home: Home | None, rehash: bool, lists: bool = True
-) -> tuple[FarTree, Process]:
-    """The modules go along where they are not known to be there."""
-    cache: Cache = HomeCache(home, f"ssh:{ssh.host} {config.guild_home}") if home is not None else NoCache()
-    arguments = {"keep_env": config.keep_env, "rehash": rehash}
-    for bundled in (False, True) if digest() in cache.names("agent") else (True,):
-        process = ssh.open(command(config.python))
-        opening = Opening(first_words(config.guild_home, arguments, bundled), ssh.patience, lists)
-        try:
-            far = FarTree(process.reader, process.writer, process, TIMEOUT, opening=opening)
-        except NeedsModules:
-            cache.drop("agent", digest())
-            continue
-        except Unreachable as exc:
-            raise process.why() from exc
-        cache.keep("agent", digest(), b"")
-        return far, process
-    raise GuildsyncError(f"{ssh.host} does not keep the modules it is given", "is its home full?")
-
-
-def _lanes(config: SshRemote, ssh: Ssh, staging: str) -> list[FarTree]:
-    """Further channels to the same home, of those that the host admits; nobody is asked for anything again."""
-
-    def lane(_: int) -> FarTree | None:
-        process = ssh.open(command(config.python), quietly=True)
-        words = first_words(config.guild_home, {"keep_env": config.keep_env, "join": staging}, bundled=False)
-        opening = Opening(words, ssh.patience, lists=False)
-        try:
-            return FarTree(process.reader, process.writer, process, TIMEOUT, opening=opening)
-        except GuildsyncError:
-            return None
-
-    with ThreadPoolExecutor(SESSIONS - 1) as pool:
-        return [far for far in pool.map(lane, range(SESSIONS - 1)) if far is not None]
-
-
-def _host(config: SshRemote) -> Host:
-    return Host(config.host, config.user, config.port, config.private_key, config.proxy, config.connect_timeout)
 
 
 def _cut(fd: int, start: int, stop: int) -> Iterable[Buffer]:
@@ -339,9 +249,10 @@ def _path(config: RemoteConfig) -> str:
     return config.path
 
 
-def _files(config: RemoteConfig) -> Any:
+def _files(remote: Remote) -> Any:
     from guildsync.store import fs
 
+    config = remote.config
     if isinstance(config, S3Remote):
         where = fs.S3(
             config.bucket,
@@ -357,66 +268,9 @@ def _files(config: RemoteConfig) -> Any:
         return fs.open_s3(where)
     if isinstance(config, FsspecRemote):
         return fs.open_url(config.url, config.options)
-    if isinstance(config, SshRemote):
-        return _sftp_files(config)
+    if isinstance(config, HostRemote) and remote.way is not None:
+        return hosts.sftp_files(config, remote.way)
     return fs.open_url("file://" + _path(config))
-
-
-JUMPS = 8
-"""Hosts that a connection may go through."""
-
-
-def _sftp_root(config: SshRemote) -> str:
-    """The folder as SFTP names it, which starts in the home there and knows no `~`."""
-    root = config.guild_home
-    if root.startswith("~") and root.rstrip("/") != "~" and not root.startswith("~/"):
-        raise Usage(f"{config.name}: SFTP does not know {root!r}", "say guild-home as an absolute path, or below ~/")
-    return (root.removeprefix("~").lstrip("/") or ".") if root.startswith("~") else root
-
-
-def _sftp_files(config: SshRemote) -> Any:
-    from guildsync.store.sftp import Sftp, open_sftp
-
-    return open_sftp(Sftp(_door(_host(config), JUMPS), _sftp_root(config)))
-
-
-def _door(host: Host, left: int) -> Any:
-    """How SFTP reaches a host: as OpenSSH would, by its own configuration, but without ever asking."""
-    from guildsync.store.sftp import Door
-
-    says = effective(host)
-    via = None
-    for jump in ",".join(says.get("proxyjump", ())).split(","):
-        if jump and jump != "none":
-            if left == 0:
-                raise Usage(f"{host} is reached through more than {JUMPS} hosts", "look for a circle of ProxyJump")
-            via = replace(_door(_jump(jump, host.connect_timeout), left - 1), **({"via": via} if via else {}))
-    (agent,) = says["identityagent"] or ["SSH_AUTH_SOCK"]
-    named = {"none": None, "SSH_AUTH_SOCK": os.environ.get("SSH_AUTH_SOCK")}
-    (command,) = says["proxycommand"] or ["none"]
-    return Door(
-        str(host),
-        says["hostname"][0],
-        says["user"][0],
-        int(says["port"][0]),
-        says.get("hostkeyalias", says["hostname"])[0],
-        tuple(says.get("userknownhostsfile", [])) + tuple(says.get("globalknownhostsfile", [])),
-        tuple(says.get("identityfile", ())),
-        named.get(agent, agent),
-        says.get("identitiesonly") == ["yes"],
-        host.connect_timeout,
-        via,
-        ("sh", "-c", f"exec {command}") if command != "none" and via is None else (),
-    )
-
-
-def _jump(text: str, timeout: float) -> Host:
-    """`[user@]host[:port]` or `ssh://…` of a ProxyJump."""
-    match = re.fullmatch(r"(?:ssh://)?(?:(.*)@)?(\[[^]]*\]|[^:]*|[^:]*(?::[^:]*){2,})(?::(\d+))?/?", text)
-    if match is None:
-        raise Usage(f"ssh cannot jump through {text[:80]!r}", "say [user@]host[:port]")
-    user, name, port = match.groups()
-    return Host(name.strip("[]"), user, int(port) if port else None, None, None, timeout)
 
 
 def _location(config: RemoteConfig, files: _Files) -> str:

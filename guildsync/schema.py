@@ -175,7 +175,7 @@ class FsspecRemote(RemoteConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Host(RemoteConfig):
+class HostRemote(RemoteConfig):
     """What is said of a host that OpenSSH reaches. Paths are the host's own and not expanded, but `private_key`."""
 
     user: str | None = field(default=None, metadata=_is(parse_word))
@@ -193,7 +193,7 @@ class _Host(RemoteConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SshRemote(_Host):
+class SshRemote(HostRemote):
     """A Guild home on a host that OpenSSH reaches; `host` may be an alias of its configuration."""
 
     type: ClassVar[str] = "ssh"
@@ -202,7 +202,7 @@ class SshRemote(_Host):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ec2Remote(_Host):
+class Ec2Remote(HostRemote):
     """A host that is a machine of ours; `root_device_size` is GiB, `init` runs once at its first boot."""
 
     type: ClassVar[str] = "ec2"

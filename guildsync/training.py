@@ -14,10 +14,11 @@ from guildsync.attributes import encode_metadata, encode_values
 from guildsync.compute.local import user_name
 from guildsync.compute.source import Source, find_source
 from guildsync.errors import NotFound, Usage
+from guildsync.hosts import Surroundings
 from guildsync.model.ports import Order, Replica
 from guildsync.model.run import Metadata, Record, RunId
 from guildsync.model.script import Flag, Script, Target, analyse, command, recorded, with_usual
-from guildsync.remotes import Surroundings, new_run
+from guildsync.remotes import new_run
 
 RUNNER = "guildsync-runner"
 """Stands in a run's `cmd` for the runner, which lies elsewhere on every machine."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from guildsync import remotes
+from guildsync import hosts
 from guildsync.store.fs import open_url
 from tests.kit import servers
 from tests.kit.guild import Guild, install
@@ -123,7 +123,7 @@ def ssh_user(ssh_host: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         user.add("far", ssh_host)
         for name, value in user.environment().items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(remotes, "has_terminal", lambda: False)
+        monkeypatch.setattr(hosts, "has_terminal", lambda: False)
         yield user
 
 

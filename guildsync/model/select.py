@@ -1,14 +1,14 @@
-"""Which runs: index, range, id prefix, filters."""
+"""Which runs: index, range, id prefix, filters, and all of these together."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guildsync.errors import NotFound, Usage
-from guildsync.model.run import RUNNING, Record
+from guildsync.model.run import RUNNING, Record, RunId
 
 if TYPE_CHECKING:  # every command loads this module, and few of them an expression
     from guildsync.model.expression import Expression
@@ -159,3 +159,26 @@ def _has_label(wanted: str, label: str | None) -> bool:
 
 def _within(wanted: str, value: str) -> bool:
     return wanted.casefold() in value.casefold()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which runs: selectors as on the command line, and filters. Nothing named means all."""
+
+    selectors: Sequence[str] = ()
+    filters: Filters = field(default_factory=Filters)
+
+    def __call__(self, records: Sequence[Record], done: Sequence[Record] = ()) -> list[Record]:
+        """The chosen ones, newest first; raises NotFound where something that was named matches nothing, but for ids of
+        `done`, to which there is nothing left to do."""
+        listed = [record for record in newest_first(records) if self.filters.matches(record)]
+        return select(listed, self.selectors, done) if self.selectors else listed
+
+    @property
+    def needs_details(self) -> bool:
+        """Do the filters ask for what a plain listing of directories does not say?"""
+        return self.filters.needs_sizes
+
+    def names(self, run: RunId) -> bool:
+        """Is this run named by its id, or the beginning of it?"""
+        return names_by_id(self.selectors, run)

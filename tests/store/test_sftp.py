@@ -514,6 +514,6 @@ def test_the_remote_is_named_by_host_and_folder(
     context = opened(user="somebody", port=7)
     remote = context.remote("box")
     assert (remote.where, remote.layout) == (f"ssh:somebody@box:7 {folder}", "store")
-    files = remotes._files(remote.config)
+    files = remotes._files(remote)
     assert files.where == f"ssh:somebody@127.0.0.1:7 {folder}"
     assert files.where in remotes._location(remote.config, files)

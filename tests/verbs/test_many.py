@@ -97,7 +97,7 @@ def at_once(people: list[Person], verb: str, resolve: str | None = None) -> Answ
 def fresh_heads(person: Person) -> tuple[str, dict[str, list[Contents]]]:
     """The store's id and what every head holds, as a client without any cache finds it."""
     context = person.context()
-    with open_remote(context.config.remote(person.remote)).opened(context.home, fresh=True) as store:
+    with open_remote(context.config.remote(person.remote), context.home).opened(context.home, fresh=True) as store:
         assert isinstance(store, Store)
         view = store._read().view
         return store.replica, {run: [contents_of(store, h.id) for h in view.heads(run)] for run in view.runs()}

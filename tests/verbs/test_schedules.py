@@ -115,7 +115,7 @@ def _run(files: Contents) -> Contents:
 def fresh(person: Person) -> Iterator[Store]:
     """The store, as a client without any cache finds it."""
     context = person.context()
-    with open_remote(context.config.remote(person.remote)).opened(context.home, fresh=True) as store:
+    with open_remote(context.config.remote(person.remote), context.home).opened(context.home, fresh=True) as store:
         assert isinstance(store, Store)
         yield store
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from guildsync import remotes
+from guildsync import hosts
 from guildsync.agent import bootstrap, client, lanes, loader
 from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable
@@ -385,7 +385,7 @@ def test_a_server_that_stopped_answering(tmp_path: Path, ssh_user: Client, monke
                 person.push()
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        monkeypatch.setattr(remotes, "TIMEOUT", 2.0)
+        monkeypatch.setattr(hosts, "TIMEOUT", 2.0)
         line.reset()
         stopped: list[int] = []
         threading.Thread(target=stop_when, args=(line, 4 * MIB, server, stopped)).start()

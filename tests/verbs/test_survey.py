@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from guildsync import remotes
+from guildsync import hosts
 from guildsync.api import LOCAL, Choice, Context, Options, Paths, Policy, Survey, open_context
 from guildsync.errors import NOT_KEPT, UNREADABLE, GuildsyncError, NotFound, Problem, Unreachable, Usage
 from guildsync.model.manifest import Digest, Manifest
@@ -476,8 +476,8 @@ def test_of_several_hosts_none_asks_for_a_passphrase(
             interactive.append(interactively)
             raise Unreachable("no route")
 
-    monkeypatch.setattr(remotes, "Ssh", Ssh)
-    monkeypatch.setattr(remotes, "has_terminal", lambda: True)
+    monkeypatch.setattr(hosts, "Ssh", Ssh)
+    monkeypatch.setattr(hosts, "has_terminal", lambda: True)
     write_run(tmp_path / "me", FIRST)
     (tmp_path / "c.yml").write_text(
         "remotes:\n  one: {type: ssh, host: one}\n  other: {type: ssh, host: other}\n"
