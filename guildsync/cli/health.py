@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from guildsync.cli import completion
+from guildsync.cli import machine as machines
 from guildsync.cli.listing import PARTIAL
 from guildsync.cli.options import ALL, Runs, Settings
 from guildsync.cli.rows import table
@@ -16,6 +17,7 @@ from guildsync.errors import DAMAGED, MISSING, GuildsyncError
 
 if TYPE_CHECKING:
     from guildsync.api import Context, Verified
+    from guildsync.model.ports import Instance
 
 
 def check(ctx: typer.Context) -> int:
@@ -40,7 +42,7 @@ def check(ctx: typer.Context) -> int:
 @dataclass(frozen=True)
 class _Status:
     """Whether one remote is available: `detail` is what was found there, or what is wrong; `code` 0 or how a command
-    that needs it would end. `where` None: it cannot be opened at all."""
+    that needs it would end. `where` None: it cannot be opened at all; `machine` None: it has none."""
 
     name: str
     kind: str
@@ -48,11 +50,12 @@ class _Status:
     code: int
     detail: str
     hint: str | None = None
+    machine: Instance | None = None
 
     def cells(self) -> list[str]:
-        return [
-            shown(cell) for cell in (self.name, self.kind, self.where or "", self.detail if self.code else "available")
-        ]
+        found = self.detail if self.code else "available"
+        machine = f" ({machines.described(self.machine)})" if self.machine is not None else ""
+        return [shown(cell) for cell in (self.name, self.kind, self.where or "", found + machine)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +64,7 @@ class _Status:
             "where": None if self.where is None else shown(self.where),
             "available": not self.code,
             "detail": self.detail,
+            "machine": machines.machine_row(self.machine) if self.machine is not None else None,
         }
 
 
@@ -75,9 +79,15 @@ def status(
             autocompletion=completion.remotes,
         ),
     ] = None,
+    *,
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Instead, every machine of ours in the account, known here or not.")
+    ] = False,
 ) -> int:
     """Is a remote available? Without a name, all configured ones are asked."""
     settings: Settings = ctx.obj
+    if orphans:
+        return machines.orphans(settings, [*([name] if name is not None else []), *settings.remotes])
     context, terminal = settings.context(), settings.terminal
     asked = [*([name] if name is not None else []), *settings.remotes] or [ALL]
     names: dict[str, None] = {}
@@ -102,13 +112,15 @@ def status(
 
 
 def _status(context: Context, name: str) -> _Status:
-    kind, where = context.config.remote(name).type, None
+    kind, where, machine = context.config.remote(name).type, None, None
     try:
-        where = context.remote(name).where
+        remote = context.remote(name)
+        where = remote.where
+        machine = context.machine(name) if remote.machine is not None else None
         step = context.status(name)
     except GuildsyncError as exc:
-        return _Status(name, kind, where, exc.exit_code, exc.message, exc.hint)
-    return _Status(name, kind, where, 0 if step.ok else step.exit_code or 1, step.detail, step.hint or None)
+        return _Status(name, kind, where, exc.exit_code, exc.message, exc.hint, machine)
+    return _Status(name, kind, where, 0 if step.ok else step.exit_code or 1, step.detail, step.hint or None, machine)
 
 
 def verify(

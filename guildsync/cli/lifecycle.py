@@ -110,7 +110,7 @@ def _request(settings: Settings, verb: _Verb, runs: Sequence[str] | None, every:
     remote = settings.one_remote()
 
     def agree(records: Sequence[Record]) -> None:
-        for line in _shown_runs(remote, records):
+        for line in shown_runs(remote, records):
             settings.terminal.note(line)
         settings.agreed(verb.question.format(_amount(records), remote))
 
@@ -128,7 +128,7 @@ def _carried_out(settings: Settings, verb: _Verb, act: Callable[[str, Request], 
         terminal.document({**acted.to_json(), "dry_run": request.dry_run})
         return acted.exit_code
     if request.dry_run and acted.runs:
-        terminal.data("\n".join(_shown_runs(remote, acted.runs)))
+        terminal.data("\n".join(shown_runs(remote, acted.runs)))
     terminal.done(_last_line(acted, verb, remote, request.dry_run))
     return acted.exit_code
 
@@ -152,7 +152,7 @@ def _amount(records: Sequence[Record]) -> str:
     return f"{number(len(records), 'run')}{known if None not in files else ''}{warning}"
 
 
-def _shown_runs(remote: str, records: Sequence[Record]) -> list[str]:
+def shown_runs(remote: str, records: Sequence[Record]) -> list[str]:
     """A line each, of the first of them."""
     rows = [Row(n, remote, record).cells(False)[1:] for n, record in enumerate(records[:_MANY], 1)]
     more = len(records) - len(rows)

@@ -12,7 +12,7 @@ from guildsync.cli.history import history_lines, history_rows
 from guildsync.cli.options import ALL, LOCAL, Runs, Settings, nearest
 from guildsync.cli.rows import Row, detail_lines, details, table
 from guildsync.cli.words import number, shown
-from guildsync.errors import GuildsyncError, NotFound, Usage
+from guildsync.errors import GuildsyncError, NotFound, Stopped, Usage
 
 if TYPE_CHECKING:
     from guildsync.api import Context, Remote
@@ -71,6 +71,8 @@ def list_runs(
     for trouble in found.troubles:
         if not (trouble.answered and isinstance(trouble.error, NotFound)):
             terminal.warning(f"{trouble.place}: {trouble.error.message}")
+            if isinstance(trouble.error, Stopped) and trouble.error.hint:
+                terminal.hint(trouble.error.hint)
     rows = [Row(each.index, each.place, each.record, each.standing) for each in found.found]
     _write(settings, rows, form, (len(names) > 1, len(names) > 1 and not deleted))
     if not found.total and not found.exit_code and not settings.json:
@@ -142,9 +144,17 @@ def _remote_row(context: Context, name: str, remote: Remote | GuildsyncError) ->
         "type": config.type,
         "where": shown(opened.where) if opened else None,
         "layout": opened.layout if opened else None,
-        "can": ["sync", *(["run"] if opened.can_execute else [])] if opened else [],
+        "can": _can(opened) if opened else [],
         "description": config.description,
     }
+
+
+def _can(remote: Remote) -> list[str]:
+    return [
+        "sync",
+        *(["run"] if remote.can_execute else []),
+        *(["start", "stop"] if remote.machine is not None else []),
+    ]
 
 
 def _named(context: Context, settings: Settings) -> list[str]:

@@ -20,6 +20,7 @@ from guildsync.cli import (
     health,
     lifecycle,
     listing,
+    machine,
     metadata,
     syncing,
     training,
@@ -37,7 +38,7 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def _program() -> Any:
     app = typer.Typer(cls=Group, help="Move runs between places, and never lose one.", context_settings=_HELP, **_STYLE)
     runs = typer.Typer(cls=RunsGroup, help="List runs, or show one.", **_STYLE)
-    remote = typer.Typer(cls=Group, help="Whether remotes are available.", **_STYLE)
+    remote = typer.Typer(cls=Group, help="Whether remotes are available; their machines.", **_STYLE)
     config = typer.Typer(cls=Group, help="What is configured, and where.", **_STYLE)
     app.callback()(_nothing)
     app.command("push", cls=RunsCommand)(syncing.push)
@@ -63,6 +64,8 @@ def _program() -> Any:
     app.command("verify", cls=RunsCommand)(health.verify)
     app.add_typer(remote, name="remote")
     remote.command("status", cls=Command)(health.status)
+    remote.command("start", cls=Command)(machine.start)
+    remote.command("stop", cls=Command)(machine.stop)
     app.add_typer(config, name="config")
     config.command("show", cls=Command)(configured.show)
     config.command("path", cls=Command)(configured.path)

@@ -74,6 +74,9 @@ def run(  # noqa: PLR0913 -- one for each option
     pull: Annotated[
         bool, typer.Option("--pull", help="Bring what it writes home, while it runs and at the end.")
     ] = False,
+    start_remote: Annotated[
+        bool, typer.Option("--start-remote", help="First start the machine there, if it is stopped. It costs money.")
+    ] = False,
 ) -> int:
     """Start a run here, or with -r where the hardware is: of the project as it lies here, uncommitted changes and all.
 
@@ -89,6 +92,8 @@ def run(  # noqa: PLR0913 -- one for each option
         raise Usage("--stage starts nothing: no variable is kept for later", "say it with --start")
     _check_waiting(settings, remote, stage, no_wait, pull)
     wish = _wish(words or [], behind, module, Metadata(label, frozenset(tag or ())), _variables(env, secret, gpus))
+    if start_remote:
+        context.start_machine(remote, say=settings.terminal.note)
     offset = 0
     if named is not None:
         choice = guildsync.Choice(expanded([named]))

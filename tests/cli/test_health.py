@@ -50,6 +50,7 @@ def test_each_kind_of_place_says_that_it_is_there(cli: Cli, home: Path, store: s
         "where": str(home),
         "available": True,
         "detail": f"3 runs at {home}",
+        "machine": None,
     }
     assert [row["detail"] for row in document.json[1:]] == [
         f"3 runs at {store}",
@@ -110,15 +111,15 @@ def test_of_several_one_that_is_not_available_is_a_warning(cli: Cli, home: Path,
     said = cli(*config, "remote", "status")
     assert said.code == 7
     assert [line.split()[0] for line in said.out.splitlines()] == ["folder", "machine", "wrong"]
-    assert said.err.startswith("warning: machine: remotes of type ec2 ")
+    assert said.err.startswith("warning: machine: AWS lets nobody in without credentials")
     assert "\nwarning: wrong: " in said.err
     assert "warning: folder" not in said.err
     rows = {row["name"]: row for row in cli(*config, "remote", "status", "--json").json}
     assert {name: row["available"] for name, row in rows.items()} == {"folder": True, "machine": False, "wrong": False}
-    assert (rows["machine"]["type"], rows["machine"]["where"]) == ("ec2", None)
+    assert (rows["machine"]["type"], rows["machine"]["where"]) == ("ec2", "ec2:r/t")
     assert rows["wrong"]["detail"] in said.out
-    assert cli(*config, "remote", "status", "machine").code == 2
-    assert cli(*config, "remote", "status", "machine", "-r", "wrong").code == 2  # none is there: as the first one
+    assert cli(*config, "remote", "status", "machine").code == 4
+    assert cli(*config, "remote", "status", "machine", "-r", "wrong").code == 4  # none is there: as the first one
 
 
 @pytest.mark.parametrize("error", [NotFound, Refused, Unreachable, Damaged, Usage])

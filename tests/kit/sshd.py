@@ -108,7 +108,7 @@ def sshd(options: Mapping[str, str] | None = None, environment: Mapping[str, str
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         home = directory / "home"
         home.mkdir()
-        keys = {name: _key(directory / name) for name in ("host", "user")}
+        keys = {name: new_key(directory / name) for name in ("host", "user")}
         (directory / "authorized").write_text(keys["user"].with_suffix(".pub").read_text())
         (port,) = free_ports(1)
         variables = {"HOME": str(home), **(environment or {})}
@@ -142,7 +142,8 @@ def client(directory: Path) -> Iterator[Client]:
         shutil.rmtree(runtime, ignore_errors=True)
 
 
-def _key(path: Path) -> Path:
+def new_key(path: Path) -> Path:
+    """An Ed25519 key without a passphrase; its public half is beside it."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, timeout=30)
     return path
 
