@@ -136,8 +136,9 @@ def _with_machines(context: Context) -> list[str]:
 def _stakes(context: Context, remote: str, terminate: bool) -> Iterator[str]:
     """What a person should know before a machine is stopped or destroyed."""
     found = context.stakes(remote)
-    if found.error is not None and terminate:
+    if found.error is not None:
         yield f"Which runs lie there cannot be told: {found.error.message}"
+    if found.error is not None and terminate:
         yield from _last_known(context, remote)
     if found.running:
         yield f"{number(len(found.running), 'run')} on {remote} will be ended:"

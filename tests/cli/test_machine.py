@@ -22,7 +22,7 @@ from tests.cli.test_asking import answered
 from tests.kit.booted import Booted, booted
 from tests.kit.cloud import IMAGE, KILL_AFTER, KILL_BEFORE, Cloud, cloud
 from tests.kit.servers import REGION, S3Server, free_ports
-from tests.kit.sshd import Client, client
+from tests.kit.sshd import Client, client, sshd
 from tests.kit.training import Site, ended, make_project
 from tests.kit.trees import write_run
 from tests.test_remotes_md import allowed
@@ -333,6 +333,35 @@ def test_remotes_without_a_machine_say_so(cli: Cli, site: Site, account: Account
     said = cli("remote", "start", "trainer", "-r", "disk", "--yes")
     assert said.code == 2
     assert "both trainer and disk are named" in said.err
+
+
+def test_an_account_that_only_speaks_sftp(cli: Cli, site: Site, account: Account, tmp_path: Path) -> None:
+    configure(tmp_path, account, layout="store")
+    assert cli(*START).code == 0
+    write_run(tmp_path / "guild", "a" * 32)
+    said = cli("push", "trainer")
+    assert said.code == 0, said.err
+    assert [row["id"] for row in cli("runs", "-r", "trainer", "--json").json] == ["a" * 32]
+    assert cli(*STOP).code == 0
+    said = cli("runs", "-r", "trainer")
+    assert said.code == 5
+    assert "trainer is stopped" in said.err
+
+
+def test_a_host_with_another_key_is_not_talked_to(
+    cli: Cli, site: Site, account: Account, person: Client, tmp_path: Path
+) -> None:
+    """Whoever answers at the address must have the key that was learnt; what else is known does not count."""
+    assert cli(*START).code == 0
+    person.end_masters()
+    with sshd() as other:
+        (other.directory / "authorized").write_text(account.machine.server.user_key.with_suffix(".pub").read_text())
+        person.blocks.clear()
+        person.add(WHERE, other, IdentityFile=str(account.machine.server.user_key), StrictHostKeyChecking="no")
+        for argv in (["runs", "-r", "trainer"], ["check", "-r", "trainer"]):
+            said = cli(*argv)
+            assert said.code == 4, said.err
+        assert "Accepted" not in other.log
 
 
 KILLER = """#!/bin/sh
