@@ -346,8 +346,9 @@ class Context:
         return self.remote(remote).require_machine()[0].state()
 
     def machines(self, remotes: Sequence[str], say: Say = _silent) -> list[Instance]:
-        """Every machine of ours in the accounts of these remotes, by its tags: also those that no remote knows."""
-        return machine.everything((self.remote(name).require_machine()[0] for name in remotes), say)
+        """Every machine of ours in the accounts of these remotes, by its tags: also those that no remote knows. What
+        cannot be asked is said."""
+        return machine.everything({name: self.remote(name).require_machine()[0] for name in remotes}, say)
 
     def start_machine(self, remote: str, agree: Agree | None = None, say: Say = _silent) -> Instance:
         """Have the machine of a remote run, ready to be used: the one that there is, else a new one."""

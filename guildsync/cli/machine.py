@@ -10,7 +10,8 @@ import typer
 
 from guildsync.cli import completion
 from guildsync.cli.lifecycle import shown_runs
-from guildsync.cli.options import Settings
+from guildsync.cli.listing import PARTIAL
+from guildsync.cli.options import ALL, Settings
 from guildsync.cli.rows import table
 from guildsync.cli.words import SHORT_ID, number, shown
 from guildsync.errors import Usage
@@ -73,25 +74,30 @@ def stop(
         terminal.document({"remote": remote, "machine": machine_row(found) if found else None})
     elif found is None:
         terminal.done(f"Nothing to stop: {remote} has no machine")
+    elif found.is_stopped:
+        kept = "what lies there is kept, and its disk is paid for"
+        terminal.done(f"Stopped {found.id} of {remote}: it is {found.state}; {kept}")
     else:
-        kept = "" if terminate else "; what lies there is kept, and its disk is paid for"
-        terminal.done(f"{'Destroyed' if terminate else 'Stopped'} {found.id} of {remote}: it is {found.state}{kept}")
+        terminal.done(f"{'Destroyed ' if terminate else ''}{found.id} of {remote}: it is {found.state}")
     return 0
 
 
 def orphans(settings: Settings, names: Sequence[str]) -> int:
     """All machines of ours in the accounts of these remotes; without any, of all that have one."""
     context, terminal = settings.context(), settings.terminal
-    asked = list(names) or _with_machines(context)
-    found = context.machines(asked, terminal.warning)
+    asked = list(names) if names and ALL not in names else _with_machines(context)
+    unasked: list[str] = []
+    found = context.machines(asked, unasked.append)
+    for line in unasked:
+        terminal.warning(line)
     if settings.json:
-        terminal.document([{**machine_row(each), "remote": each.remote} for each in found])
+        terminal.document([{**machine_row(each), "remote": each.remote, "owner": each.owner} for each in found])
     elif found:
-        rows = [[each.id, each.remote, each.kind, each.region, each.state, since(each)] for each in found]
+        rows = [[each.id, each.remote, each.kind, each.region, each.state, since(each), each.owner] for each in found]
         terminal.data(table([[shown(cell) for cell in row] for row in rows], terminal.columns))
-    else:
+    elif not unasked:
         terminal.note("no machine of ours is there" if asked else "no configured remote has a machine")
-    return 0
+    return PARTIAL if unasked else 0
 
 
 def machine_row(found: Instance) -> dict[str, Any]:

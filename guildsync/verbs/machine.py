@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from guildsync.errors import GuildsyncError
@@ -60,9 +60,17 @@ def stop(machine: Machine, terminate: bool, agree: Agree | None, say: Say) -> In
     return machine.stop(terminate, say)
 
 
-def everything(machines: Iterable[Machine], say: Say) -> list[Instance]:
-    """All that is ours in the accounts of these machines, each once."""
+def everything(machines: Mapping[str, Machine], say: Say) -> list[Instance]:
+    """All that is ours in the accounts of these machines, each once. What cannot be asked is said; raises what went
+    wrong where nothing could be."""
     found: dict[tuple[str, str], Instance] = {}
-    for machine in machines:
-        found.update({(each.region, each.id): each for each in machine.all(say)})
+    errors: list[GuildsyncError] = []
+    for name, machine in machines.items():
+        try:
+            found.update({(each.region, each.id): each for each in machine.all(say)})
+        except GuildsyncError as exc:
+            errors.append(exc)
+            say(f"{name}: {exc.message}")
+    if errors and len(errors) == len(machines):
+        raise errors[0]
     return list(found.values())

@@ -20,7 +20,7 @@ from guildsync import hosts, machines
 from tests.cli.conftest import Cli, environment
 from tests.cli.test_asking import answered
 from tests.kit.booted import Booted, booted
-from tests.kit.cloud import IMAGE, KILL_AFTER, KILL_BEFORE, Cloud, cloud
+from tests.kit.cloud import IMAGE, KILL_AFTER, KILL_BEFORE, Call, Cloud, cloud
 from tests.kit.servers import REGION, S3Server, free_ports
 from tests.kit.sshd import Client, client, sshd
 from tests.kit.training import Site, ended, make_project
@@ -282,6 +282,8 @@ def test_orphans_are_listed_whatever_is_remembered(cli: Cli, site: Site, account
     assert said.code == 0
     assert name in said.out
     rows = cli("-H", f"{tmp_path}/new", "remote", "status", "--orphans", "trainer", "--json").json
+    assert [row["owner"].rpartition("/")[2] for row in rows] == ["ann"]
+    assert cli("remote", "status", "--orphans", "-r", "all").out == said.out
     assert [(row["id"], row["remote"], row["state"], row["region"]) for row in rows] == [
         (name, "trainer", "running", REGION)
     ]
@@ -315,6 +317,19 @@ def test_a_laptop_that_moved_is_let_in(cli: Cli, site: Site, account: Account, p
     said = cli("runs", "-r", "trainer")
     assert said.code == 5
     assert "Connection refused" in said.err
+
+
+def test_one_that_was_destroyed_elsewhere_is_not_said_to_be_kept(cli: Cli, site: Site, account: Account) -> None:
+    assert cli(*START).code == 0
+    (name,) = account.live
+
+    def somebody_is_faster(call: Call) -> None:
+        if call.action == "DescribeInstances" and "ec2:StopInstances" in account.cloud.actions():
+            account.ec2.terminate_instances(InstanceIds=[name])
+
+    account.cloud.before = somebody_is_faster
+    said = cli(*STOP)
+    assert (said.code, said.last) == (0, f"{name} of trainer: it is terminated")
 
 
 def test_remotes_without_a_machine_say_so(cli: Cli, site: Site, account: Account) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guildsync.errors import Declined, NotFound, Stopped
+from guildsync.errors import Declined, NotFound, Stopped, Unreachable
 from guildsync.model.ports import Instance, Reach, Step
 from guildsync.model.run import COMPLETED, RUNNING, Metadata, Record, RunId, Summary
 from guildsync.model.standing import BOTH_CHANGED, LOCAL_NEWER, ONLY_HERE, ONLY_THERE, REMOTE_NEWER, SAME
@@ -118,9 +118,21 @@ def test_what_shows_only_then_is_not_destroyed_without_a_word() -> None:
     assert fake.done == ["stop"]
 
 
+class Silent(Fake):
+    """Cannot be asked."""
+
+    def all(self, say: Callable[[str], None]) -> Sequence[Instance]:
+        raise Unreachable("no answer")
+
+
 def test_everything_is_listed_once() -> None:
-    found = everything([Fake(), Fake()], quiet)
+    said: list[str] = []
+    found = everything({"one": Fake(), "other": Fake(), "silent": Silent()}, said.append)
     assert [(each.region, each.id) for each in found] == [("here", "i-1"), ("here", "i-2"), ("there", "i-1")]
+    assert said == ["silent: no answer"]
+    assert everything({}, quiet) == []
+    with pytest.raises(Unreachable):
+        everything({"silent": Silent()}, quiet)
 
 
 def found_run(run: RunId, standing: str | None, status: str = COMPLETED, place: str = "trainer") -> Found:
