@@ -363,9 +363,10 @@ class Context:
         says of it then; None: there was none."""
         return machine.stop(self.remote(remote).require_machine()[0], terminate, agree, say)
 
-    def stakes(self, remote: str) -> Stakes:
-        """Which runs of a remote would be lost, and which would be ended, with its machine."""
-        return machine.stakes(lambda: self.survey((remote, LOCAL)), self.remote(remote).name)
+    def stakes(self, remote: str, *, terminate: bool = False) -> Stakes:
+        """Which runs of a remote would be ended with its machine; `terminate`: and which would be lost."""
+        places = (remote, LOCAL) if terminate else (remote,)
+        return machine.stakes(lambda: self.survey(places), self.remote(remote).name, terminate)
 
     @contextmanager
     def _there(self, remote: str) -> Iterator[Replica]:

@@ -141,7 +141,7 @@ def _with_machines(context: Context) -> list[str]:
 
 def _stakes(context: Context, remote: str, terminate: bool) -> Iterator[str]:
     """What a person should know before a machine is stopped or destroyed."""
-    found = context.stakes(remote)
+    found = context.stakes(remote, terminate=terminate)
     if found.error is not None:
         yield f"Which runs lie there cannot be told: {found.error.message}"
     if found.error is not None and terminate:
@@ -151,7 +151,7 @@ def _stakes(context: Context, remote: str, terminate: bool) -> Iterator[str]:
         yield from _rows(remote, found.running)
     if found.error is None and terminate and not found.not_here:
         yield "All runs that lie there are here, too."
-    elif terminate and found.not_here:
+    elif found.not_here:
         yield f"{number(len(found.not_here), 'run')} on {remote} will be lost, not being here as there:"
         yield from _rows(remote, found.not_here)
 

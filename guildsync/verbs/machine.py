@@ -25,8 +25,8 @@ class Stakes:
     error: GuildsyncError | None = None
 
 
-def stakes(asked: Callable[[], Survey], place: str) -> Stakes:
-    """`asked` compares the runs of `place` with this home's."""
+def stakes(asked: Callable[[], Survey], place: str, compared: bool = True) -> Stakes:
+    """`asked` lists the runs of `place`; `compared`: with how each compares with this home's."""
     try:
         survey = asked()
     except GuildsyncError as exc:
@@ -37,7 +37,7 @@ def stakes(asked: Callable[[], Survey], place: str) -> Stakes:
     found = [each for each in survey.found if each.place == place]
     return Stakes(
         [each for each in found if each.record.summary.status == RUNNING],
-        [each for each in found if each.standing not in (SAME, LOCAL_NEWER)],
+        [each for each in found if compared and each.standing not in (SAME, LOCAL_NEWER)],
     )
 
 

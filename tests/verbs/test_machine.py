@@ -148,6 +148,8 @@ def test_what_is_at_stake() -> None:
     survey = Survey((*listed, live, elsewhere), 8)
     found = stakes(lambda: survey, "trainer")
     assert (found.running, found.not_here, found.error) == ([live], [*listed[2:], live], None)
+    found = stakes(lambda: survey, "trainer", compared=False)
+    assert (found.running, found.not_here, found.error) == ([live], [], None)
 
 
 def test_what_cannot_be_told_is_no_comfort() -> None:
