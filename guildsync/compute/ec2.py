@@ -30,8 +30,7 @@ __all__ = ["Ec2Machine", "Memory", "Patience", "Settings"]
 OPEN = 600.0
 """Seconds after which a listing proves that nothing was made of an intent: no call is on its way any more."""
 _NOT_NOW = ("IncorrectInstanceState", "InvalidInstanceID.NotFound")
-_SPENT = ("IdempotentInstanceTerminated", "IdempotentParameterMismatch")
-"""A token of which something was made already, by other words or of what is gone."""
+_OTHER_WORDS = "IdempotentParameterMismatch"
 
 
 class Ec2Machine:
@@ -115,8 +114,8 @@ class Ec2Machine:
         except Unreachable:
             raise  # it may have been made: the intent stays
         except GuildsyncError as exc:
-            if code_of(exc) in _SPENT and self._account.rows_with(intent.token):
-                return
+            if code_of(exc) == _OTHER_WORDS:
+                return  # it was made, in a group that is there no more: it gets listed
             if not self._account.rows_with(intent.token):
                 self._memory.forget_intent()
             raise
@@ -163,8 +162,11 @@ class Ec2Machine:
     def _provider(self, row: Row) -> Provider:
         machine = row.instance.id
 
-        def console() -> Sequence[str]:
-            """The newest of it, where this kind of machine can show that, else what it showed after it booted."""
+        def shown() -> Sequence[str]:
+            now = self._account.row(machine)
+            if now and now.host_key:
+                return [now.host_key]  # another client has just proved it
+            # The newest of the console, where this kind of machine can show that, else what it showed after it booted.
             try:
                 answer = self._aws.call("get_console_output", InstanceId=machine, Latest=True)
             except Unreachable:
@@ -176,7 +178,7 @@ class Ec2Machine:
         def prove(key: str) -> None:
             self._aws.call("create_tags", Resources=[machine], Tags=[{"Key": HOST_KEY, "Value": key}])
 
-        return Provider(console, prove)
+        return Provider(shown, prove)
 
     # -- stop
 
@@ -202,9 +204,7 @@ class Ec2Machine:
         if intent and not _of(rows, intent.token):
             say("a start was interrupted: looking for what it made")
             try:
-                self._patience.until(
-                    lambda: self._account.rows_with(intent.token), self._patience.listed, "nothing was seen"
-                )
+                self._listed(intent)
             except Unreachable:
                 self._memory.forget_intent()
         return self._account.rows()

@@ -27,10 +27,10 @@ _MADE = 30.0
 
 
 class Provider(NamedTuple):
-    """What the provider does for one machine: `console` answers the host keys that it shows, `prove` has other clients
-    of the owner learn the own key."""
+    """What the provider does for one machine: `shown` answers the own key, where another client proved it or its
+    console shows it; `prove` has other clients of the owner learn it."""
 
-    console: Callable[[], Sequence[str]]
+    shown: Callable[[], Sequence[str]]
     prove: Callable[[str], None]
 
 
@@ -106,11 +106,10 @@ class Pinning:
         return list(dict.fromkeys([*first, *self.memory.expected(self.row.instance.id)]))
 
     def _learnt(self, say: Say) -> str:
-        say("waiting for the console to show the machine's host key; the provider takes minutes for that")
-        shown = self.patience.until(
-            lambda: list(self.provider.console()) or None, self.patience.console, "the console shows no host key"
+        say("waiting until the provider shows the machine's host key; its console may take minutes")
+        return self.patience.until(
+            lambda: next(iter(self.provider.shown()), None), self.patience.console, "no host key was shown"
         )
-        return shown[-1]
 
     def _own_key(self, known_hosts: str) -> str:
         key = public_key(self._run(known_hosts, "key").decode(errors="replace"))

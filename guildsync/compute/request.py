@@ -66,8 +66,8 @@ def _disks(image: Mapping[str, Any], root_size: int | None) -> list[dict[str, An
     found = []
     for mapping in image.get("BlockDeviceMappings", ()):
         if "Ebs" in mapping:
-            disk: dict[str, Any] = {"DeleteOnTermination": True}
-            if root_size is not None and mapping["DeviceName"] == image.get("RootDeviceName"):
-                disk["VolumeSize"] = root_size
+            is_root = root_size is not None and mapping["DeviceName"] == image.get("RootDeviceName")
+            size = root_size if is_root else mapping["Ebs"].get("VolumeSize")
+            disk = {"DeleteOnTermination": True, **({"VolumeSize": size} if size is not None else {})}
             found.append({"DeviceName": mapping["DeviceName"], "Ebs": disk})
     return found
