@@ -363,6 +363,47 @@ def test_an_account_that_only_speaks_sftp(cli: Cli, site: Site, account: Account
     assert "trainer is stopped" in said.err
 
 
+def test_while_it_runs_it_is_a_host_like_any_other(cli: Cli, site: Site, account: Account, tmp_path: Path) -> None:
+    assert cli(*START).code == 0
+    there = ("-r", "trainer")
+    for argv in (
+        ["run", "train.py", "lr=0.1", *there],
+        ["run", "train.py", "lr=0.2", *there, "--pull"],
+        ["run", "train.py", "lr=0.3", *there, "--stage"],
+        ["run", "--start", "1", *there, "--no-wait"],
+        ["watch", "1", *there],
+        ["run", "--restart", "1", *there],
+        ["runs", *there],
+        ["info", "1", *there],
+        ["ls", "1", *there],
+        ["cat", "1", "train.py", *there],
+        ["diff", "1", "2", *there],
+        ["label", "1", "--set", "best", *there],
+        ["tag", "1", "--add", "good", *there],
+        ["mark", "1", *there],
+        ["comment", "1", "--add", "well", *there],
+        ["delete", "2", "--yes", *there],
+        ["restore", "1", *there],
+        ["delete", "2", "--yes", *there],
+        ["purge", "1", "--yes", *there],
+        ["verify", *there],
+        ["gc", "--yes", *there],
+        ["pull", "trainer"],
+        ["push", "trainer"],
+        ["copy", "trainer", "disk"],
+        ["copy", "disk", "trainer"],
+        ["stop", "--yes", *there],
+        ["check", *there],
+        ["remote", "status", "trainer"],
+    ):
+        said = cli(*argv)
+        assert said.code == 0, (argv, said.err, said.out)
+    rows = cli("runs", "--json", *there).json
+    assert [row["id"] for row in cli("runs", "--json", "-r", "disk").json] == [row["id"] for row in rows]
+    assert (rows[0]["label"], rows[0]["tags"], rows[0]["marked"]) == ("best", ["good"], True)
+    assert len(rows) == 2
+
+
 def test_a_host_with_another_key_is_not_talked_to(
     cli: Cli, site: Site, account: Account, person: Client, tmp_path: Path
 ) -> None:
