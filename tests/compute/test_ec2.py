@@ -274,9 +274,9 @@ def killed_everywhere(ec2: Cloud, directory: Path, step: int, first: int, every:
     raise AssertionError
 
 
-@pytest.mark.parametrize("step", range(len(LIFE)))
+@pytest.mark.parametrize("step", [0, 1, 4])
 def test_killed_at_some_calls(ec2: Cloud, tmp_path: Path, step: int) -> None:
-    assert killed_everywhere(ec2, tmp_path, step, first=step % 4, every=7) > 0
+    assert killed_everywhere(ec2, tmp_path, step, first=step % 4, every=9) > 0
 
 
 @pytest.mark.soak
@@ -329,7 +329,7 @@ FAULTS = (LOST, LATE, *ERRORS)
 
 @pytest.mark.parametrize(("what", "step"), [(what, number % len(LIFE)) for number, what in enumerate(FAULTS)])
 def test_some_calls_fail(ec2: Cloud, tmp_path: Path, what: str, step: int) -> None:
-    assert failed_everywhere(ec2, tmp_path, what, step, first=step % 3, every=6) > 0
+    assert failed_everywhere(ec2, tmp_path, what, step, first=step % 3, every=9) > 0
 
 
 @pytest.mark.soak
@@ -413,13 +413,11 @@ def test_a_machine_that_another_laptop_started_is_used(ec2: Cloud, ann: Laptop, 
 
 def test_a_start_that_died_is_finished_by_another_laptop(ec2: Cloud, tmp_path: Path) -> None:
     """Wherever it died: before the machine had its own key, after it showed it, and before others could learn that."""
+    calls = _calls_of_a_start(ec2, tmp_path)
     for number, verb in enumerate(("before-key", "after-key", "before-switch", "after-switch", "CreateTags")):
         anew(ec2)
         directory = tmp_path / str(number)
         who, other = laptop(ec2, directory), laptop(ec2, directory, number=1)
-        ec2.console = lambda machine, root=who.machines: (root / machine / "dev/console").read_text()
-        calls = _calls_of_a_start(ec2, tmp_path / f"calls-{number}")
-        anew(ec2)
         ec2.console = lambda machine, root=who.machines: (root / machine / "dev/console").read_text()
         at = next(index for index, call in enumerate(calls) if call.action == verb)
         assert who.killed(ec2, "start", at, KILL_BEFORE)

@@ -25,7 +25,7 @@ from typing import Any
 from guildsync.compute.ec2 import Ec2Machine, Memory, Patience, Settings
 from guildsync.compute.firstboot import SCRIPT
 from guildsync.compute.ssh import UnknownKey
-from guildsync.errors import GuildsyncError
+from guildsync.errors import GuildsyncError, Unreachable
 from guildsync.model.ports import Instance
 from tests.kit.cloud import IMAGE, Cloud
 from tests.kit.servers import REGION
@@ -93,7 +93,7 @@ class Laptop:
     @property
     def machine(self) -> Ec2Machine:
         os.environ.update(self.environment)
-        _read_models_once()
+        read_models_once()
         return Ec2Machine(self.settings, Memory(str(self.memory)), self.patience)
 
     def start(self) -> Instance:
@@ -135,7 +135,7 @@ class Laptop:
     def killed(self, cloud: Cloud, verb: str, at: int, what: str) -> bool:
         """Does it in a process of its own, which `cloud` kills at that call; False where it ended before."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.kit.machines", "boto3", "botocore.config", "botocore.exceptions"])
+        context.set_forkserver_preload(["tests.kit.warm"])
         ours, theirs = context.Pipe()
         process = context.Process(target=_act, args=(self, verb, theirs), daemon=True)
         process.start()
@@ -154,7 +154,10 @@ class Laptop:
 
     def _tell(self, what: str) -> None:
         url = f"{self.environment['AWS_ENDPOINT_URL']}/ssh/{what}"
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=30).close()
+        try:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=30).close()
+        except OSError as exc:
+            raise Unreachable("the connection broke") from exc
 
     def user_data(self, instance: Instance) -> str:
         found = _truth(self.moto, instance.region).describe_instance_attribute(
@@ -171,12 +174,12 @@ def _truth(moto: str, region: str) -> Any:
     return boto3.session.Session().client("ec2", region_name=region, endpoint_url=moto, **keys)
 
 
-def _read_models_once() -> None:
-    """What botocore reads of EC2 for every session is large."""
-    from botocore import loaders
+def read_models_once() -> None:
+    """What botocore reads of EC2 for every session is large: here all sessions share it."""
+    from botocore import session
 
-    if not hasattr(loaders.create_loader, "cache_info"):
-        loaders.create_loader = functools.lru_cache(loaders.create_loader)
+    if not hasattr(session.create_loader, "cache_info"):
+        session.create_loader = functools.lru_cache(session.create_loader)
 
 
 def laptop(cloud: Cloud, directory: Path, name: str = "ann", number: int = 0) -> Laptop:
