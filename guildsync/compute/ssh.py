@@ -253,13 +253,13 @@ class Process:
         """What the end of the process means."""
         code = self.child.poll()
         if code == 255 or code is None or code < 0:
-            return _failed_connection(str(self._host), self.said)
+            return _failed_connection(self._host, self.said)
         return _failed_command(str(self._host), code, self.said)
 
     def broke(self, error: GuildsyncError) -> GuildsyncError:
         """What it means that the process, once it had started well, was given up with `error`."""
         if self.child.poll() == 255 and self.said:
-            return _failed_connection(str(self._host), self.said)
+            return _failed_connection(self._host, self.said)
         return Unreachable(f"{self._host}: {error.message}", "try again: the same command goes on where it stopped")
 
     def _read(self) -> str:
@@ -274,16 +274,18 @@ class Process:
         return self._said or ""
 
 
-def _failed_connection(host: str, said: str) -> GuildsyncError:
+def _failed_connection(host: Host, said: str) -> GuildsyncError:
     last = _last_line(said)
+    pinned = f"it must be the one in {host.known_hosts}; guildsync never goes on" if host.known_hosts else None
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or ("host key for" in said and "has changed" in said):
         found = _OFFENDING.search(said)
         where = found[1] if found else "known_hosts"
         hint = f"if the host was set up anew, remove {where} after asking whoever runs it; guildsync never goes on"
-        return UnknownKey(f"{host} shows another host key than the one in {where}: nothing was sent", hint)
+        return UnknownKey(f"{host} shows another host key than the one in {where}: nothing was sent", pinned or hint)
     if "Host key verification failed" in said or "host key is known for" in said:
-        hint = f"connect once by hand (`ssh {host.partition(':')[0]}`), compare the fingerprint, then try again"
-        return UnknownKey(f"{host} is not a known host: its key is in no known_hosts file", hint)
+        by_hand = str(host).partition(":")[0]
+        hint = f"connect once by hand (`ssh {by_hand}`), compare the fingerprint, then try again"
+        return UnknownKey(f"{host} is not a known host: its key is in no known_hosts file", pinned or hint)
     if any(words in said for words in _AUTHENTICATION):
         return Refused(
             f"{host} refused to let us in: {last}", "check user, key and agent: `ssh -v` to the host shows more"
