@@ -17,6 +17,7 @@ _API = (
     "Difference",
     "Filters",
     "Instance",
+    "Mirrored",
     "Moment",
     "Options",
     "Outcome",
@@ -29,6 +30,8 @@ _API = (
     "Scope",
     "Stakes",
     "Survey",
+    "Teller",
+    "Terms",
     "Verified",
     "open_context",
 )

@@ -17,12 +17,14 @@ from guildsync.model.plan import Policy
 from guildsync.model.ports import Collected, Instance, Moment, Order, Replica, Say, Step
 from guildsync.model.run import Metadata, Record, RunId
 from guildsync.model.select import Choice, Filters, newest_first
-from guildsync.remotes import Home, Listed, Remote, bases, open_remote, opened_home
+from guildsync.pairs import GROWTH, STORE, alike, lasting, mirroring, same_place
+from guildsync.remotes import Home, Listed, Remote, bases, hinted, open_remote, opened_home
 from guildsync.verbs import lifecycle, machine
 from guildsync.verbs.difference import Difference, FlagChange, PathChange, Scope, difference
 from guildsync.verbs.files import Files, look
 from guildsync.verbs.lifecycle import Acted, Request, Verified
 from guildsync.verbs.machine import Agree, Stakes
+from guildsync.verbs.mirror import Mirror, Mirrored, Sides, Silent, Teller, Terms
 from guildsync.verbs.outcome import Outcome, Progress
 from guildsync.verbs.survey import Found, Place, Question, Survey, nothing_at, survey
 from guildsync.verbs.sync import DELIVERED, NoBases, Options, Removals, Sync
@@ -43,6 +45,7 @@ __all__ = [
     "FlagChange",
     "Found",
     "Instance",
+    "Mirrored",
     "Moment",
     "Options",
     "Outcome",
@@ -57,12 +60,13 @@ __all__ = [
     "Scope",
     "Stakes",
     "Survey",
+    "Teller",
+    "Terms",
     "Verified",
     "open_context",
 ]
 
 Warn = Callable[[str], None]
-STORE = "store"
 STAGINGS = 3
 """Connections over which a run is delivered, where they break off."""
 REACHABLE = "reachable"
@@ -146,14 +150,46 @@ class Context:
         """Deliver runs of one remote to another. What could not be delivered is in the outcome's problems. `rehash`:
         read all files, whatever the stat cache says of them. Raises Usage where both are the same place."""
         if source == target:
-            raise _same_place(source, target)
-        one, other = _alike(self.remote(source), self.remote(target))
+            raise same_place(source, target)
+        one, other = alike(self.remote(source), self.remote(target))
+        with self._pair(one, other, rehash) as (want, have):
+            options = replace(options, origin=one.name)
+            return Sync(want, have, bases(self.home, want, have), options, progress).run()
+
+    def mirror(
+        self,
+        ends: tuple[str, str],
+        options: Options = Options(),
+        terms: Terms = Terms(),
+        teller: Teller = Silent(),
+        stop: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+    ) -> Mirrored:
+        """Deliver runs of the first of two remotes to the second, one of which is the home, as `copy` does, and go on
+        doing so until `stop` says so or `terms` are over. What there was for a moment only is left out."""
+        if ends[0] == ends[1]:
+            raise same_place(*ends)
+        one, other = alike(*map(self.remote, ends))
+        policy = replace(options.policy, paths=lasting(options.policy.paths))
+        options = replace(options, origin=one.name, policy=policy)
+        if other.layout == STORE:
+            terms = replace(terms, every=other.poll, growth=GROWTH)
+        with mirroring(self.home, one, other):
+            opened = partial(self._sides, replace(one, patient=True), other)
+            return Mirror(opened, options, terms, teller, stop=stop, progress=progress).run()
+
+    @contextmanager
+    def _sides(self, one: Remote, other: Remote) -> Iterator[Sides]:
+        with self._pair(one, other) as (want, have), hinted(one, self.home, want) as hints:
+            yield Sides(want, have, bases(self.home, want, have), hints)
+
+    @contextmanager
+    def _pair(self, one: Remote, other: Remote, rehash: bool = False) -> Iterator[tuple[Replica, Replica]]:
         with self._opened(one, rehash) as want, self._opened(other, rehash) as have:
             _require(want, one.where)
             if want.aliases & have.aliases:
-                raise _same_place(source, target)
-            options = replace(options, origin=one.name)
-            return Sync(want, have, bases(self.home, want, have), options, progress).run()
+                raise same_place(one.name, other.name)
+            yield want, have
 
     def runs(
         self, remote: str = LOCAL, choice: Choice = Choice(), *, deleted: bool = False, sizes: bool = False
@@ -404,31 +440,8 @@ class Context:
 
     def _opened(self, remote: Remote, rehash: bool = False) -> AbstractContextManager[Replica]:
         if remote.name == LOCAL:
-            return opened_home(self.home, remote.config.keep_env, rehash)
+            return opened_home(self.home, remote.config.keep_env, rehash, remote.patient)
         return remote.opened(self.home, self.warn, rehash=rehash, jobs=self.jobs)
-
-
-def _alike(source: Remote, target: Remote) -> tuple[Remote, Remote]:
-    """Both sides with the same view of captured environments: they travel as they are where every remote says so, and
-    the home says nothing. Raises Usage where they would have to be redacted on their way out of a store."""
-    kept = {side.name: side.config.keep_env for side in (source, target) if side.name != LOCAL}
-    keep = all(kept.values())
-    if source.layout == STORE and source.config.keep_env and not keep:
-        raise Usage(
-            f"{source.name} keeps captured environments as they are, and {target.name} does not",
-            f"say `keep-env: true` at {target.name}, or pull the runs and push them: that leaves the secrets here",
-        )
-    one, other = (replace(side, config=replace(side.config, keep_env=keep)) for side in (source, target))
-    return one, other
-
-
-def _same_place(source: str, target: str) -> Usage:
-    if source == target:
-        return Usage(f"{source} cannot be both source and target", "name two places")
-    return Usage(
-        f"{source} and {target} are the same place, by the id that lies there",
-        "a home that was copied by hand keeps the id: remove .guildsync/identity in one of the two",
-    )
 
 
 def _require(replica: Replica, where: str) -> None:

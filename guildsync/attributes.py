@@ -13,9 +13,11 @@ from guildsync.errors import UNREADABLE, Damaged, Problem
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import (
     Collected,
+    Hints,
     Known,
     Lost,
     Moment,
+    Only,
     Piece,
     RawRecord,
     RawTree,
@@ -164,8 +166,12 @@ class AttributedTree:
     def problems(self) -> Sequence[Problem]:
         return self._tree.problems
 
-    def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[Record]:
-        for raw in self._tree.runs(deleted, sizes):
+    @property
+    def hints(self) -> Hints:
+        return self._tree.hints
+
+    def runs(self, deleted: bool | None = False, sizes: bool = False, only: Only = None) -> Iterator[Record]:
+        for raw in self._tree.runs(deleted, sizes, only):
             values = raw.attributes.values
             self._seen[raw.run] = {name: values[name] for name in _METADATA if name in values}
             yield record(raw)

@@ -86,6 +86,7 @@ INCOMPLETE = "incomplete"  # an earlier sync of this run did not end
 MOVED = "moved"  # what a commit relied on was moved meanwhile; another round mends it
 TRASHED = "in-trash"  # delivered, but the run was deleted there meanwhile
 PURGED = "purged"  # the run was purged there meanwhile
+UNSETTLED = "unsettled"  # it is being rewritten: it waits until it rests
 
 REASONS = frozenset(
     {
@@ -101,6 +102,7 @@ REASONS = frozenset(
         MOVED,
         TRASHED,
         PURGED,
+        UNSETTLED,
     }
 )
 

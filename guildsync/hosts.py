@@ -87,10 +87,11 @@ class Connected(NamedTuple):
 
 @contextmanager
 def connected(
-    config: HostRemote, way: Way, home: Home, rehash: bool, quietly: bool = False, lists: bool = True
+    config: HostRemote, way: Way, home: Home, flags: Mapping[str, bool], quietly: bool = False, lists: bool = True
 ) -> Iterator[Connected]:
-    """A Tree at the far end of ssh. Errors of the connection say what ssh said."""
-    there = _admitted(config, way, home, rehash, quietly, lists)
+    """A Tree at the far end of ssh; `flags` are those of `agent.server.main`. Errors of the connection say what ssh
+    said."""
+    there = _admitted(config, way, home, flags, quietly, lists)
     there.far.further = partial(_lanes, config, there.ssh)
     try:
         yield there
@@ -105,7 +106,7 @@ def connected(
 
 def far_folder(config: HostRemote, way: Way) -> Folder:
     """Of a connection that ends with the process, or when nobody refers to it any more."""
-    far = _admitted(config, way, None, rehash=False).far
+    far = _admitted(config, way, None, {}).far
     folder = far.folder
     weakref.finalize(folder, far.close)
     return folder
@@ -127,13 +128,18 @@ def steps(there: Connected) -> Iterator[Step]:
 
 
 def _admitted(
-    config: HostRemote, way: Way, home: Home | None, rehash: bool, quietly: bool = False, lists: bool = True
+    config: HostRemote,
+    way: Way,
+    home: Home | None,
+    flags: Mapping[str, bool],
+    quietly: bool = False,
+    lists: bool = True,
 ) -> Connected:
     """Where nothing answers, once more after letting this client in made a difference."""
 
     def start() -> Connected:
         ssh = Ssh(way.host(), has_terminal() and not quietly)
-        far, process = _started(config, ssh, home, rehash, lists)
+        far, process = _started(config, ssh, home, flags, lists)
         return Connected(ssh, process, far)
 
     try:
@@ -145,12 +151,12 @@ def _admitted(
 
 
 def _started(
-    config: HostRemote, ssh: Ssh, home: Home | None, rehash: bool, lists: bool = True
+    config: HostRemote, ssh: Ssh, home: Home | None, flags: Mapping[str, bool], lists: bool = True
 ) -> tuple[FarTree, Process]:
     """The modules go along where they are not known to be there."""
     place = f"ssh:{ssh.host.alias or ssh.host} {config.guild_home}"
     cache: Cache = HomeCache(home, place) if home is not None else NoCache()
-    arguments = {"keep_env": config.keep_env, "rehash": rehash}
+    arguments = {"keep_env": config.keep_env, **flags}
     for bundled in (False, True) if digest() in cache.names("agent") else (True,):
         process = ssh.open(command(config.python))
         opening = Opening(first_words(config.guild_home, arguments, bundled), ssh.patience, lists)

@@ -17,9 +17,11 @@ from guildsync.compute.source import Source, copy_source
 from guildsync.config import LOCAL, Ec2Remote, FsspecRemote, HostRemote, LocalRemote, RemoteConfig, S3Remote, SshRemote
 from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Stopped, Usage, without_secrets
+from guildsync.hints import Periodic, WatchedHome
 from guildsync.hosts import PLAIN, Surroundings, Way
-from guildsync.model.ports import Bases, Executor, Machine, Reach, Reads, Replica, Step
+from guildsync.model.ports import Bases, Executor, Hints, Machine, Reach, Reads, Replica, Step
 from guildsync.model.run import RunId, checked_run_id
+from guildsync.schema import POLL
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home
 from guildsync.tree.kept import HomeBases, HomeCache
@@ -41,7 +43,8 @@ class _Files(Protocol):
 @dataclass(frozen=True)
 class Remote:
     """A place for runs: a filesystem, maybe an executor, and maybe a machine that can be started (it is talked to by
-    `reach`) and stopped. `where` is the place in words; `way` leads to a host, whose runs have `surroundings`."""
+    `reach`) and stopped. `where` is the place in words; `way` leads to a host, whose runs have `surroundings`.
+    `patient`: files of a tree that are being rewritten are held back until they rest."""
 
     config: RemoteConfig
     where: str
@@ -50,6 +53,7 @@ class Remote:
     way: Way | None = None
     machine: Machine | None = None
     reach: Reach | None = None
+    patient: bool = False
 
     @property
     def name(self) -> str:
@@ -91,15 +95,12 @@ class Remote:
         any cache would see it; `rehash`: all files of a tree are read; `jobs`: so many packs of a store are on their
         way at a time; `quietly`: nobody is asked for a passphrase."""
         if far := self._far:
-            with hosts.connected(*far, home, rehash, quietly) as there:
+            with hosts.connected(*far, home, {"rehash": rehash, "patient": self.patient}, quietly) as there:
                 yield AttributedTree(there.far)
             return
         if self.layout == "tree":
-            tree = Tree(Home(_path(self.config)), self.config.keep_env, _cut, rehash)
-            try:
-                yield AttributedTree(tree)
-            finally:
-                tree.close()
+            with opened_home(Home(_path(self.config)), self.config.keep_env, rehash, self.patient) as tree:
+                yield tree
             return
         from guildsync.store.checkpoint import GRACE
         from guildsync.store.store import JOBS, Store
@@ -113,6 +114,11 @@ class Remote:
             yield store
         finally:
             store.close()
+
+    @property
+    def poll(self) -> float:
+        """Seconds between two looks at a store."""
+        return self.config.poll if isinstance(self.config, (S3Remote, FsspecRemote)) else POLL
 
     @property
     def can_execute(self) -> bool:
@@ -131,7 +137,7 @@ class Remote:
         asked for anything."""
         self.require_executor()
         if far := self._far:
-            with hosts.connected(*far, home, False, quietly, lists=False) as there:
+            with hosts.connected(*far, home, {}, quietly, lists=False) as there:
                 yield there.far.executor
             return
         yield LocalExecutor(home.runs if self.name == LOCAL else Home(_path(self.config)).runs)
@@ -159,7 +165,7 @@ class Remote:
         """Can its runs be reached now? Ends after the first step that failed."""
         try:
             if far := self._far:
-                with hosts.connected(*far, home, False) as there:
+                with hosts.connected(*far, home, {}) as there:
                     yield from hosts.steps(there)
             else:
                 with self.opened(home, warn, jobs=jobs) as replica:
@@ -195,9 +201,10 @@ def open_remote(config: RemoteConfig, home: Home) -> Remote:
 
 
 @contextmanager
-def opened_home(home: Home, keep_env: bool = False, rehash: bool = False) -> Iterator[Replica]:
-    """The local home as a replica. `keep_env`: captured environments are seen as they are; `rehash`: all is read."""
-    tree = Tree(home, keep_env, _cut, rehash)
+def opened_home(home: Home, keep_env: bool = False, rehash: bool = False, patient: bool = False) -> Iterator[Replica]:
+    """A home on this machine as a replica. `keep_env`: captured environments are seen as they are; `rehash`: all is
+    read; `patient`: what is being rewritten is held back."""
+    tree = Tree(home, keep_env, _cut, rehash, patient)
     try:
         yield AttributedTree(tree)
     finally:
@@ -217,6 +224,22 @@ def new_run(run: RunId, attributes: Mapping[str, bytes], opref: bytes, source: S
 def _cut(fd: int, start: int, stop: int) -> Iterable[Buffer]:
     """Content-defined parts where the package for it is, looked for when the first large file is hashed."""
     return (content_cut() or even)(fd, start, stop)
+
+
+@contextmanager
+def hinted(remote: Remote, home: Home, replica: Replica) -> Iterator[Hints]:
+    """What says when to look at an opened remote again: files that are here are watched, a store is looked at every few
+    seconds."""
+    if replica.hints is None:
+        yield Periodic(remote.poll)
+    elif isinstance(remote.config, LocalRemote):
+        watched = WatchedHome(home if remote.name == LOCAL else Home(_path(remote.config)))
+        try:
+            yield watched
+        finally:
+            watched.close()
+    else:
+        yield replica.hints
 
 
 def bases(home: Home, one: Reads, other: Reads) -> Bases:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+POLL, SHORTEST_POLL = 5.0, 0.5
+"""Seconds between two looks at a store that is watched: where nothing is said, and at least."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)?")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -82,6 +84,12 @@ def duration(value: Any, unit: float = 1.0) -> float:
     if math.isinf(seconds):
         raise ValueError("must be a duration such as 30s, 10m, 24h or 7d")
     return seconds
+
+
+def _period(value: Any) -> float:
+    if (found := duration(value)) < SHORTEST_POLL:
+        raise ValueError(f"must be {SHORTEST_POLL:g}s or more: each time costs a request")
+    return found
 
 
 def _minutes(value: Any) -> float:
@@ -160,7 +168,7 @@ class S3Remote(RemoteConfig):
     storage_class: str | None = field(default=None, metadata=_is(_text))
     sse: str | None = field(default=None, metadata=_is(_text))
     grace: float = field(default=86400.0, metadata=_is(duration))
-    poll: float = field(default=5.0, metadata=_is(duration))
+    poll: float = field(default=POLL, metadata=_is(_period))
     engine: str = field(default="auto", metadata=_is(_one_of("auto", "obstore", "s3fs")))
     local_env: Mapping[str, str] = field(default_factory=dict, metadata=_is(_environment))
 
@@ -172,6 +180,7 @@ class FsspecRemote(RemoteConfig):
     type: ClassVar[str] = "fsspec"
     url: str = field(metadata=_is(parse_url))
     options: Mapping[str, Any] = field(default_factory=dict, metadata=_is(_mapping))
+    poll: float = field(default=POLL, metadata=_is(_period))
 
 
 @dataclass(frozen=True, kw_only=True)

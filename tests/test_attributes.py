@@ -387,7 +387,7 @@ class Recorder:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def runs(self, deleted: bool = False, sizes: bool = False) -> Iterator[RawRecord]:
+    def runs(self, deleted: bool = False, sizes: bool = False, only: Any = None) -> Iterator[RawRecord]:
         self.told.append(("runs", deleted, sizes))
         yield RawRecord(RUN, raw({"label": b"x\n", "exit_status": b"0\n"}), deleted)
 

@@ -12,6 +12,7 @@ from guildsync.agent.calls import Calls, each, nothing
 from guildsync.agent.executor import FarExecutor
 from guildsync.agent.folder import FarFolder
 from guildsync.agent.frames import VERSION, Channel, Item, error_from
+from guildsync.agent.hints import FarHints
 from guildsync.agent.loader import MARK
 from guildsync.agent.values import (
     PIECE_LIMITS,
@@ -40,6 +41,7 @@ from guildsync.model.ports import (
     Collected,
     Known,
     Lost,
+    Only,
     Piece,
     RawRecord,
     RawUpdate,
@@ -182,17 +184,16 @@ class FarTree:
     def problems(self) -> Sequence[Problem]:
         return tuple(self._problems)
 
-    def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[RawRecord]:
+    def runs(self, deleted: bool | None = False, sizes: bool = False, only: Only = None) -> Iterator[RawRecord]:
         listing, self._listing = self._listing, None
-        if listing is not None and not sizes and deleted is not True:
+        if listing is not None and not sizes and deleted is not True and only is None:
             return (found for found in listing if deleted is None or not found.deleted)
-        return self._runs(deleted, sizes)
-
-    def _runs(self, deleted: bool | None, sizes: bool) -> Iterator[RawRecord]:
         self._problems = []
-        return self._calls.make("runs", self._records(deleted), deleted=deleted, sizes=sizes)
+        records, asked = self._records(deleted, only), rows(only or ())
+        is_some = only is not None
+        return self._calls.make("runs", records, arguments=asked, deleted=deleted, sizes=sizes, only=is_some)
 
-    def _records(self, deleted: bool | None) -> Callable[[Item], Iterator[RawRecord]]:
+    def _records(self, deleted: bool | None, only: Only = None) -> Callable[[Item], Iterator[RawRecord]]:
         seen: set[RunId] = set()
 
         def records(item: Item) -> Iterator[RawRecord]:
@@ -201,7 +202,8 @@ class FarTree:
                     self._problems.append(problem_of(row))
                     continue
                 found = record_of(row)
-                if found.run in seen or deleted not in (None, found.deleted) or (found.purged and deleted is not None):
+                unasked = found.run in seen or (only is not None and found.run not in only)
+                if unasked or deleted not in (None, found.deleted) or (found.purged and deleted is not None):
                     raise Damaged(f"run {found.run} was not asked for, or comes twice")
                 seen.add(found.run)
                 yield found
@@ -276,6 +278,10 @@ class FarTree:
     @property
     def folder(self) -> FarFolder:
         return FarFolder(self._calls)
+
+    @property
+    def hints(self) -> FarHints:
+        return FarHints(self._calls)
 
     @property
     def executor(self) -> FarExecutor:
@@ -368,6 +374,9 @@ class FarTree:
         if self.further is None or size < lanes.MUCH:
             return [_Alone(self)]
         if staging not in self._lanes:
+            for old in [name for name in self._lanes if name and staging]:
+                for lane in self._lanes.pop(old):
+                    lane.close()  # it stages where nobody looks any more
             began = time.monotonic()
             self.ping()
             is_long = time.monotonic() - began >= lanes.LONG

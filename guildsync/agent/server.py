@@ -72,8 +72,9 @@ def serve(
 
 
 def main(wanted: Mapping[str, Any]) -> None:
-    """Serves the home that `wanted` names over stdin and stdout; nothing else reaches them from now on. Its `keep_env`
-    and `rehash` are those of `Tree`; with `join` objects are staged for another process that serves the same home."""
+    """Serves the home that `wanted` names over stdin and stdout; nothing else reaches them from now on. Its `keep_env`,
+    `rehash` and `patient` are those of `Tree`; with `join` objects are staged for another process that serves the same
+    home."""
     umask = os.umask(0o077)
     reader, writer = os.dup(0), os.dup(1)
     os.dup2(2, 1)
@@ -81,7 +82,8 @@ def main(wanted: Mapping[str, Any]) -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     home = Home(wanted["home"])
-    tree = Tree(home, wanted.get("keep_env") is True, rehash=wanted.get("rehash") is True)
+    keep_env, rehash, patient = (wanted.get(name) is True for name in ("keep_env", "rehash", "patient"))
+    tree = Tree(home, keep_env, rehash=rehash, patient=patient)
     try:
         if wanted.get("join"):
             tree.join(wanted["join"])
@@ -183,10 +185,11 @@ def _ping(_tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[I
     return ()
 
 
-def _runs(tree: RawTree, header: Header, _items: Iterable[Item]) -> Iterable[Item]:
+def _runs(tree: RawTree, header: Header, items: Iterable[Item]) -> Iterable[Item]:
     """Records, then the problems of the listing: they are known when it ended."""
     deleted = header.get("deleted", False)
-    found = tree.runs(None if deleted is None else deleted is True, header.get("sizes") is True)
+    only = _runs_of(items) if header.get("only") is True else None
+    found = tree.runs(None if deleted is None else deleted is True, header.get("sizes") is True, only)
     yield from rows(record_row(record) for record in found)
     yield from rows(problem_row(problem) for problem in tree.problems)
 
@@ -297,6 +300,13 @@ def _there(tree: RawTree, _header: Header, _items: Iterable[Item]) -> Iterable[I
     return rows([tree.is_there])
 
 
+def _moved(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
+    """Run ids; null instead: everything may have moved."""
+    (seconds,) = _all_rows(items)
+    moved = tree.hints.wait(min(float(seconds), LONGEST_WAIT))
+    return rows([None] if moved is None else sorted(moved))
+
+
 def _all_rows(items: Iterable[Item]) -> Iterator[Any]:
     return (row for item in items for row in rows_of(item))
 
@@ -333,6 +343,7 @@ EXECUTES: Dict[str, Executes] = {"start": _start, "output": _output, "stop": _st
 CALLS: Dict[str, Tuple[Sequence[int], Handler]] = {
     "ping": (ROWS_LIMITS, _ping),
     "runs": (ROWS_LIMITS, _runs),
+    "moved": (ROWS_LIMITS, _moved),
     "manifests": (ROWS_LIMITS, _manifests),
     "fetch": (ROWS_LIMITS, _fetch),
     "missing": (ROWS_LIMITS, _missing),

@@ -29,6 +29,7 @@ class Line:
         self._marks: deque[tuple[float, int]] = deque()
         self._drawn_at: float | None = None
         self._stands = self._closed = False
+        self._said: str | None = None
 
     def draw(self, progress: Progress) -> None:
         now = self._clock()
@@ -51,6 +52,13 @@ class Line:
             said.append(f"{size(round((done - before) / (now - began)))}/s")
         return ", ".join(said)
 
+    def say(self, text: str) -> None:
+        """What stands there while nothing moves."""
+        now = self._clock()
+        if not self._closed and text != self._said and (self._drawn_at is None or now - self._drawn_at >= PERIOD):
+            self._drawn_at, self._said = now, text
+            self._put(text)
+
     def clear(self) -> None:
         """Make room for other words; what comes next draws the line again."""
         if self._stands:
@@ -66,6 +74,8 @@ class Line:
         except OSError:
             self._closed, text = True, None
         self._stands = text is not None
+        if self._said != text:
+            self._said = None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import typer
 
 import guildsync
 from guildsync.cli import completion, words
+from guildsync.cli.mirroring import For, Mirroring, Watch, Watched, mirrored, seconds_of
 from guildsync.cli.options import LOCAL, DryRun, Runs, Settings
 from guildsync.cli.progress import told
 from guildsync.cli.words import number, size
@@ -123,11 +124,13 @@ def push(  # noqa: PLR0913 -- one for each option
     delete: Delete = False,
     max_delete: MaxDelete = None,
     undelete: Undelete = False,
+    watch: Watch = False,
+    lasts: For = None,
 ) -> int:
     """Deliver runs of this home to a remote. All of them, where none is named."""
     way = _Way(PUSH, (LOCAL, remote), f"to {remote}", f"on {remote}", "the remote")
     asked = _Asked(runs, dry_run, resolve, rehash, include, exclude, delete, max_delete, undelete)
-    return _carried_out(ctx.obj, way, asked)
+    return _carried_out(ctx.obj, way, asked, seconds_of(watch, lasts) if watch or lasts else None)
 
 
 def pull(  # noqa: PLR0913 -- one for each option
@@ -143,13 +146,15 @@ def pull(  # noqa: PLR0913 -- one for each option
     delete: Delete = False,
     max_delete: MaxDelete = None,
     undelete: Undelete = False,
+    watch: Watch = False,
+    lasts: For = None,
 ) -> int:
     """Deliver runs of a remote to this home. All of them, where none is named.
 
     A run that was deleted here comes back where it is named by its id."""
     way = _Way(PULL, (remote, LOCAL), f"from {remote}", "here", "this home")
     asked = _Asked(runs, dry_run, resolve, rehash, include, exclude, delete, max_delete, undelete)
-    return _carried_out(ctx.obj, way, asked)
+    return _carried_out(ctx.obj, way, asked, seconds_of(watch, lasts) if watch or lasts else None)
 
 
 def copy(  # noqa: PLR0913 -- one for each option
@@ -174,11 +179,22 @@ def copy(  # noqa: PLR0913 -- one for each option
     return _carried_out(ctx.obj, way, asked)
 
 
-def _carried_out(settings: Settings, way: _Way, asked: _Asked) -> int:
+def _carried_out(settings: Settings, way: _Way, asked: _Asked, watched: Watched | None = None) -> int:
     names = "SRC DST" if way.verb is COPY else "NAME"
     settings.no_remote(way.verb.now, f"say `guildsync {way.verb.now} {names}`")
+    if watched is not None:
+        _check_watching(settings, asked)
     choice, context = settings.choice(asked.runs), settings.context()
-    policy = _policy(asked, context)
+    options = guildsync.Options(
+        choose=choice,
+        policy=_policy(asked, context),
+        max_delete=asked.max_delete,
+        dry_run=asked.dry_run,
+        details=choice.needs_details,
+        revives=lambda run: asked.undelete or (way.verb is PULL and choice.names(run)),
+    )
+    if watched is not None:
+        return mirrored(settings, context, Mirroring(way.ends, way.along, options, choice, watched))
     with told(settings.terminal, way.verb.going, not (settings.json or asked.dry_run)) as (progress, warn, line):
 
         def agree(removals: Removals) -> None:
@@ -186,17 +202,16 @@ def _carried_out(settings: Settings, way: _Way, asked: _Asked) -> int:
             amount = f"{number(removals.files, 'file')} ({size(removals.size)})"
             settings.agreed(f"Remove {amount} in {number(removals.runs, 'run')} {way.at}?")
 
-        options = guildsync.Options(
-            choose=choice,
-            policy=policy,
-            max_delete=asked.max_delete,
-            dry_run=asked.dry_run,
-            details=choice.needs_details,
-            revives=lambda run: asked.undelete or (way.verb is PULL and choice.names(run)),
-            agree=agree,
-        )
+        options = replace(options, agree=agree)
         outcome = replace(context, warn=warn).copy(*way.ends, options, progress, rehash=asked.rehash)
     return _told(settings, outcome, way, options)
+
+
+def _check_watching(settings: Settings, asked: _Asked) -> None:
+    if asked.dry_run or asked.rehash:
+        raise Usage("--watch goes on with what it has seen", "leave out --dry-run and --rehash")
+    if asked.delete and not settings.yes:
+        raise Usage("--watch asks nothing while it goes on", "--delete --yes: remove without being asked")
 
 
 def _policy(asked: _Asked, context: Context) -> Policy:

@@ -70,6 +70,10 @@ class Terminal:
         """JSON that is exact and harmless: all that is not ASCII is escaped."""
         _write(sys.stdout, json.dumps(value, indent=2, allow_nan=False))
 
+    def row(self, value: Any) -> None:
+        """One of JSON Lines, as harmless as a `document`."""
+        _write(sys.stdout, json.dumps(value, allow_nan=False))
+
     def done(self, text: str) -> None:
         """The last line, which says what was done."""
         if not self.quiet:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from guildsync.model.run import RunId
     from guildsync.training import Wish
 
-PULL_EVERY = 5.0
-"""Seconds between two looks at what a run has written, while it is pulled."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNPRINTABLE = re.compile(
     rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\x8e\x8f\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
@@ -226,18 +224,16 @@ def _followed(  # noqa: PLR0913 -- how it is followed
 
 
 def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId, offset: int) -> int:
-    """As `_followed`, and meanwhile what Guild keeps of the run comes home every few seconds; at its end everything
-    does."""
+    """As `_followed`, and meanwhile the run is mirrored here; at its end it is whole."""
     choose: Any = guildsync.Choice((chosen,))
+    options = guildsync.Options(choose=choose, policy=guildsync.Policy(paths=context.paths()))
     left = threading.Event()
 
     def go_on() -> None:
-        paths = guildsync.Paths((b"/.guild/",), ())
-        while not left.wait(PULL_EVERY):
-            try:
-                context.pull(remote, guildsync.Options(choose=choose, policy=guildsync.Policy(paths=paths)))
-            except GuildsyncError:
-                pass  # the last pull says what is wrong
+        try:
+            context.mirror((remote, LOCAL), options, stop=left.is_set)
+        except GuildsyncError:
+            pass  # the last pull says what is wrong
 
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
@@ -248,7 +244,7 @@ def _pulled(settings: Settings, context: Context, remote: str, chosen: RunId, of
     if code == Interrupted.exit_code:
         return code  # the thread ends with the process; what it was pulling goes on with the next pull
     thread.join()
-    done = context.pull(remote, guildsync.Options(choose=choose, policy=guildsync.Policy(paths=context.paths())))
+    done = context.pull(remote, options)
     settings.terminal.problems(done.problems)
     return code or int(done.exit_code)
 

@@ -29,6 +29,10 @@ Known = Mapping[RunId, Collection[Digest]]
 """For each run the contents whose manifests the asker has: they need not cross the wire."""
 
 
+Only = Optional[Collection[RunId]]
+"""The runs that a question is about; None: all of them."""
+
+
 class Want(NamedTuple):
     """An object, and one place where it stands: in file `path` of `run` at `offset`."""
 
@@ -247,9 +251,10 @@ class Trash(Protocol):
 class Source(Reads, Protocol):
     """A replica that can be read."""
 
-    def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterable[Record]:
+    def runs(self, deleted: Optional[bool] = False, sizes: bool = False, only: Only = None) -> Iterable[Record]:
         """The runs that live here (`deleted`: those in the trash; None: both, and those that were purged), as they are
-        now. A run that is in both places lives. `sizes`: measure size, files and scalars where they are not known."""
+        now; of `only` these, unless None. A run that is in both places lives. `sizes`: measure size, files and scalars
+        where they are not known."""
 
 
 class Target(Source, Writes, Trash, Protocol):
@@ -381,10 +386,21 @@ class Folder(Protocol):
         """The bytes [start, stop) of a file in pieces, fewer at its end."""
 
 
+class Hints(Protocol):
+    """When to look at a replica again; never what changed there."""
+
+    def wait(self, seconds: float) -> Only:
+        """Comes when something may have moved, after `seconds` at the latest: with the runs where to look first (none:
+        nothing was seen to move), or None: everywhere. What it misses, only a look at everything finds."""
+
+
 class RawTree(Reads, Writes, Trash, Protocol):
     """A Tree, near or far, that moves attributes as bytes."""
 
-    def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterable[RawRecord]: ...
+    def runs(self, deleted: Optional[bool] = False, sizes: bool = False, only: Only = None) -> Iterable[RawRecord]: ...
+
+    @property
+    def hints(self) -> Hints: ...
 
     def commit(self, updates: Sequence[RawUpdate]) -> List[Problem]: ...
 
@@ -418,6 +434,10 @@ class Inspected(Protocol):
 
 class Replica(Target, Inspected, Protocol):
     """All of it: what a Remote has."""
+
+    @property
+    def hints(self) -> Optional[Hints]:
+        """None where nobody could say when to look again."""
 
 
 class Bases(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from guildsync.errors import DAMAGED, MISSING, Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
-from guildsync.model.ports import Cache, Collected, Known, Lost, Moment, Piece, Scan, Step, Update, Want
+from guildsync.model.ports import Cache, Collected, Known, Lost, Moment, Only, Piece, Scan, Step, Update, Want
 from guildsync.model.run import NO_METADATA, Metadata, Record, RunId, Summary
 from guildsync.store.cache import NoCache
 from guildsync.store.checkpoint import GRACE, Checkpointer
@@ -33,7 +33,8 @@ _THREADS = 8
 
 
 class Store:
-    """A store as a replica (`model.ports.Replica`). One instance serves one operation; `close` ends its threads."""
+    """A store as a replica (`model.ports.Replica`). One instance serves one operation, or a mirror's many; `close` ends
+    its threads."""
 
     def __init__(
         self,
@@ -92,11 +93,21 @@ class Store:
 
     # -- reading
 
-    def runs(self, deleted: bool | None = False, sizes: bool = False) -> Iterator[Record]:  # noqa: ARG002 - known
+    @property
+    def hints(self) -> None:
+        """Nobody is there who could say when something moves."""
+        return None
+
+    def runs(
+        self,
+        deleted: bool | None = False,
+        sizes: bool = False,  # noqa: ARG002 - they are known
+        only: Only = None,
+    ) -> Iterator[Record]:
         view = self._read(anew=self._listed).view
         self._listed = True
         self._shown = view
-        for run in view.runs():
+        for run in view.runs() if only is None else [run for run in only if view.versions(run)]:
             hidden = view.status(run) == HIDDEN
             current = view.current(run)
             if current is not None and deleted in (None, hidden):

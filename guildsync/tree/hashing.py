@@ -26,13 +26,14 @@ _SHORT_PARTS = 16
 
 class Hashed(NamedTuple):
     """What a file held: its size, the digest of its bytes, and the parts they are kept as. `data` are the bytes where
-    they are one object."""
+    they are one object. `grew`: they begin with all that the file was before."""
 
     size: int
     digest: Digest
     parts: Tuple[Part, ...]
     mtime_ns: int
     data: Optional[bytes] = None
+    grew: bool = False
 
 
 class Torn(Exception):
@@ -64,14 +65,20 @@ def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None
         if now.st_size <= PART_SIZE:
             data = os.pread(fd, now.st_size + 1, 0)
             if len(data) == now.st_size and _unchanged(now, os.fstat(fd)):
-                return hash_bytes(data, now.st_mtime_ns)
+                return hash_bytes(data, now.st_mtime_ns)._replace(grew=_begins(data, before))
         first = _hash(fd, now.st_size, before, cut)
         after = os.fstat(fd)
         if first is None:
             continue
         if _unchanged(now, after) or (after.st_size >= now.st_size and _hash(fd, now.st_size, before, cut) == first):
-            return Hashed(now.st_size, first[0], first[1], now.st_mtime_ns)
+            return Hashed(now.st_size, first[0], first[1], now.st_mtime_ns, grew=first[2])
     raise Torn
+
+
+def _begins(data: bytes, before: Optional[Entry]) -> bool:
+    if before is None or before.digest is None or before.size > len(data):
+        return False
+    return hashlib.sha256(memoryview(data)[: before.size]).hexdigest() == before.digest
 
 
 def read_file(fd: int) -> Tuple[bytes, os.stat_result]:
@@ -105,14 +112,17 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
-def _hash(fd: int, size: int, before: Optional[Entry], cut: Cut) -> Optional[Tuple[Digest, Tuple[Part, ...]]]:
-    """Digest and parts of the first `size` bytes; None where the file is shorter."""
+def _hash(fd: int, size: int, before: Optional[Entry], cut: Cut) -> Optional[Tuple[Digest, Tuple[Part, ...], bool]]:
+    """Digest and parts of the first `size` bytes, and whether they begin with what was there `before`; None where the
+    file is shorter."""
     kept = tuple(Part(found.digest, found.size) for found in before.objects()) if before is not None else ()
-    start = before.size if before is not None and before.size <= size and not _crumbled(kept) else 0
+    start = before.size if before is not None and before.size <= size else 0
     whole = hashlib.sha256()
     count = _add(whole, even(fd, 0, start))
-    if start and before is not None and whole.hexdigest() != before.digest:
-        return _hash(fd, size, None, cut)
+    grew = before is not None and before.size <= size and whole.hexdigest() == before.digest
+    if start and (not grew or _crumbled(kept)):
+        found = _hash(fd, size, None, cut)
+        return found and (*found[:2], grew)
     parts: List[Part] = []
     if size <= PART_SIZE:
         count += _add(whole, even(fd, start, size))
@@ -124,7 +134,7 @@ def _hash(fd: int, size: int, before: Optional[Entry], cut: Cut) -> Optional[Tup
                 parts.append(Part(Digest(hashlib.sha256(piece).hexdigest()), len(piece)))
                 added.result()
                 count += len(piece)
-    return (Digest(whole.hexdigest()), tuple(parts)) if count == size else None
+    return (Digest(whole.hexdigest()), tuple(parts), grew) if count == size else None
 
 
 def _crumbled(parts: Tuple[Part, ...]) -> bool:

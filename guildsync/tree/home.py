@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -133,6 +134,19 @@ class Home:
                     raise Unreachable(f"another guildsync has been writing to {self.text} for a minute", "try again")
                 time.sleep(0.02)
             yield
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def mirroring(self, place: str) -> Iterator[bool]:
+        """True: nobody else mirrors this home and that place until the end. Dies with its holder; waits for nobody."""
+        self.prepare()
+        top = os.path.join(self.state, b"mirrors")
+        os.makedirs(top, mode=0o700, exist_ok=True)
+        name = hashlib.sha256(place.encode()).hexdigest()[:32].encode()
+        fd = os.open(os.path.join(top, name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            yield _try_lock(fd)
         finally:
             os.close(fd)
 

@@ -6,7 +6,7 @@ import os
 import stat
 from typing import Callable, Dict, List, Optional, Tuple
 
-from guildsync.errors import NOT_KEPT, TORN, UNREADABLE, Damaged, Problem
+from guildsync.errors import NOT_KEPT, TORN, UNREADABLE, UNSETTLED, Damaged, Problem
 from guildsync.model.manifest import (
     DIRECTORY,
     FILE,
@@ -27,6 +27,7 @@ from guildsync.tree.durable import write_back
 from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, read_file
 from guildsync.tree.recent import Recent
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
+from guildsync.tree.settling import Patience, Seen
 from guildsync.tree.statcache import SETTLED_NS, Known, Stamp, fingerprint, stamp_of
 
 Clock = Callable[[], int]
@@ -89,14 +90,20 @@ class View:
         """The entry of one path now, that lies at `place` (descriptor of its directory, name there); None for a kind
         of file that is not kept. `before` is what it was: a file that begins so keeps its parts. `to_keep`: what is
         hashed is to be known by its stat data from now on. Raises OSError, Torn."""
+        return self.look(place, path, info, before, to_keep).entry
+
+    def look(
+        self, place: Tuple[int, bytes], path: bytes, info: os.stat_result, before: Optional[Entry], to_keep: bool
+    ) -> Seen:
+        """As `entry`; and whether the file begins with what it was."""
         dir_fd, name = place
         mode = stat.S_IMODE(info.st_mode) & 0o777
         if stat.S_ISDIR(info.st_mode):
-            return directory_entry(path, mode, info.st_mtime_ns)
+            return Seen(directory_entry(path, mode, info.st_mtime_ns))
         if stat.S_ISLNK(info.st_mode):
-            return link_entry(path, os.readlink(name, dir_fd=dir_fd), info.st_mtime_ns)
+            return Seen(link_entry(path, os.readlink(name, dir_fd=dir_fd), info.st_mtime_ns))
         if not stat.S_ISREG(info.st_mode):
-            return None
+            return Seen(None)
         fd = open_file(dir_fd, name)
         try:
             if to_keep:
@@ -110,7 +117,8 @@ class View:
             os.close(fd)
         if hashed.data is not None:
             self.recent.keep(hashed.digest, hashed.data)
-        return file_entry(path, mode, hashed.size, hashed.digest, hashed.mtime_ns, hashed.parts)
+        entry = file_entry(path, mode, hashed.size, hashed.digest, hashed.mtime_ns, hashed.parts)
+        return Seen(entry, hashed.grew)
 
     def read(self, fd: int, path: bytes, size: int, offset: int) -> bytes:
         """Up to `size` bytes at `offset` of the file `path` behind `fd`, as the view shows them."""
@@ -134,11 +142,19 @@ def open_file(dir_fd: int, name: bytes) -> int:
     return fd
 
 
-def scan(run: str, run_fd: int, view: View, known: Optional[Known] = None, clock: Optional[Clock] = None) -> Scanned:
+def scan(
+    run: str,
+    run_fd: int,
+    view: View,
+    known: Optional[Known] = None,
+    clock: Optional[Clock] = None,
+    patience: Optional[Patience] = None,
+) -> Scanned:
     """All of a run. A path that cannot be read, or changes each time it is, is a problem and no entry.
 
     `known` is what the stat cache says: where all stat data are as they were nothing is read, else what changed.
-    `clock` tells the time of the filesystem in ns; without one, nothing of this scan is good for a cache.
+    `clock` tells the time of the filesystem in ns; without one, nothing of this scan is good for a cache. With
+    `patience`, a file that is being rewritten is a problem until it rests.
     """
     problems: List[Problem] = []
     report = _Report(run, problems)
@@ -146,7 +162,7 @@ def scan(run: str, run_fd: int, view: View, known: Optional[Known] = None, clock
     _walk(run_fd, b"", found, report)
     if known is not None and known.fingerprint is not None and not problems and known.fingerprint == fingerprint(found):
         return Scanned(known)
-    return _hashed(run_fd, view, found, _Hints(known, clock), report)
+    return _hashed(run_fd, view, found, _Hints(known, clock, patience), report)
 
 
 def walked(run_fd: int) -> List[Found]:
@@ -159,7 +175,8 @@ def walked(run_fd: int) -> List[Found]:
 class _Hints:
     """What an earlier scan knew, and which rows of this one may be kept."""
 
-    def __init__(self, known: Optional[Known], clock: Optional[Clock]) -> None:
+    def __init__(self, known: Optional[Known], clock: Optional[Clock], patience: Optional[Patience]) -> None:
+        self.patience = patience
         self._entries = known.manifest().by_path if known is not None else {}
         self._stamps = known.stamps if known is not None else {}
         self._now_ns = clock() if clock is not None else None
@@ -220,6 +237,25 @@ def _walk(fd: int, prefix: bytes, found: List[Found], report: _Report) -> None:
             report.failed(path, exc)
 
 
+_WAITS = "it is being rewritten, and waits until it rests"
+_NO_FILE = "a socket, pipe or device"
+
+
+def _looked_at(view: View, place: Tuple[int, bytes], found: Found, hints: _Hints) -> Optional[Entry]:
+    path, info = found
+
+    def read(before: Optional[Entry]) -> Seen:
+        return view.look(place, path, info, before, hints.settled(info))
+
+    before = hints.entry(path)
+    if hints.patience is None:
+        return read(before).entry
+    try:
+        return hints.patience.look(path, info, before, read).entry
+    except Torn:
+        return None  # nothing to be tried again at once: it waits as any other
+
+
 def _hashed(run_fd: int, view: View, found: List[Found], hints: _Hints, report: _Report) -> Scanned:
     entries: List[Entry] = []
     stamps: Dict[bytes, Stamp] = {}
@@ -235,9 +271,10 @@ def _hashed(run_fd: int, view: View, found: List[Found], hints: _Hints, report: 
                 else:
                     fd, name = descent.place(path)
                     settled = hints.settled(info)
-                    entry = view.entry((fd, name), path, info, hints.entry(path), settled)
+                    entry = _looked_at(view, (fd, name), (path, info), hints)
                     if entry is None:
-                        report(path, NOT_KEPT, "a socket, pipe or device")
+                        rewritten = stat.S_ISREG(info.st_mode)
+                        report(path, UNSETTLED, _WAITS) if rewritten else report(path, NOT_KEPT, _NO_FILE)
                         continue
                     if entry.kind != DIRECTORY and settled:
                         now = os.stat(name, dir_fd=fd, follow_symlinks=False)

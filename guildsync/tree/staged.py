@@ -251,11 +251,13 @@ class StagedFiles:
         """Unless all that was staged is in its runs, or not `keep`, it stays for the next one who stages."""
         self._opened.close_all()
         try:
-            self._staging.close(keep and self._is_worth_keeping())
+            self._staging.close(keep and self.is_worth_keeping)
         except OSError:
             pass  # a sweep removes it, or the next one goes on with what the log does say
 
-    def _is_worth_keeping(self) -> bool:
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Is something staged that is not in its run?"""
         staged = [name for name, digests in self._kept.items() if digests] + list(self._left)
         if any(len(name) == _PLAIN or name[:_PLAIN] in self._written or name[:_PLAIN] in self._left for name in staged):
             return True

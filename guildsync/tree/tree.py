@@ -35,9 +35,9 @@ from guildsync.errors import (
     Problem,
 )
 from guildsync.model.manifest import FILE, Digest, Entry, Manifest, digest_of
-from guildsync.model.ports import Collected, Lost, Moment, Piece, RawRecord, RawUpdate, Scan, Step, Want
+from guildsync.model.ports import Collected, Lost, Moment, Only, Piece, RawRecord, RawUpdate, Scan, Step, Want
 from guildsync.model.ports import Known as Asked
-from guildsync.model.run import NO_ATTRIBUTES, RunId
+from guildsync.model.run import RunId
 from guildsync.tree import attrs
 from guildsync.tree.dirs import sync_path
 from guildsync.tree.durable import Durability
@@ -46,10 +46,13 @@ from guildsync.tree.hashing import Cut, Torn
 from guildsync.tree.here import Here
 from guildsync.tree.home import Home, translated
 from guildsync.tree.lane import Lane
-from guildsync.tree.measure import measured, scalars_of
+from guildsync.tree.listing import listed
+from guildsync.tree.measure import scalars_of
+from guildsync.tree.moves import Moves
 from guildsync.tree.publish import Laid, appear, assemble, cut_short, laid_down, rewrite
 from guildsync.tree.reader import Reader
 from guildsync.tree.scan import Scanned, View, scan
+from guildsync.tree.settling import Settling
 from guildsync.tree.staged import StagedFiles, Staging, logged
 from guildsync.tree.statcache import TICK_NS, Known, StatCache
 from guildsync.tree.trash import HomeTrash
@@ -67,13 +70,22 @@ R = TypeVar("R")
 
 
 class Tree:
-    """A home as a replica (`model.ports.RawTree`). One instance serves one sync. What it staged and did not publish is
-    left when it is closed, or dies, for the next one of which the same objects are wanted.
-    `rehash`: every file is read, whatever the stat cache says of it."""
+    """A home as a replica (`model.ports.RawTree`). One instance serves one sync, or one after another. What it staged
+    and did not publish is left when it is closed, or dies, for the next one of which the same objects are wanted.
+    `rehash`: every file is read, whatever the stat cache says of it; `patient`: files that are being rewritten are held
+    back until they rest."""
 
-    def __init__(self, home: Home, keep_env: bool = False, cut: Optional[Cut] = None, rehash: bool = False) -> None:
-        self._home = home
-        self._rehash = rehash
+    def __init__(
+        self,
+        home: Home,
+        keep_env: bool = False,
+        cut: Optional[Cut] = None,
+        rehash: bool = False,
+        patient: bool = False,
+    ) -> None:
+        self._settling = Settling() if patient else None
+        self.hints = Moves(home)
+        self._home, self._rehash = home, rehash
         self._view = View(keep_env, cut)
         self._trash = HomeTrash(home)
         self._here = Here()
@@ -111,25 +123,12 @@ class Tree:
 
     # -- reading
 
-    def runs(self, deleted: Optional[bool] = False, sizes: bool = False) -> Iterator[RawRecord]:
-        inflight = frozenset(self._home.inflight_runs())
-        seen: Set[RunId] = set()
-        for trashed in (False, True) if deleted is None else (deleted,):
-            for run in self._home.run_ids(trashed):
-                try:
-                    fd = self._home.open_run(run, trashed)
-                except OSError:
-                    continue  # it went away since the listing, or is no directory
-                try:
-                    if run not in seen:
-                        found = attrs.read_attributes(fd, run in inflight)
-                        yield RawRecord(run, measured(self._home, run, fd, found) if sizes else found, trashed)
-                        seen.add(run)
-                finally:
-                    os.close(fd)
-        for run in self._home.purged_runs() if deleted is None else ():
-            if run not in seen:
-                yield RawRecord(run, NO_ATTRIBUTES, deleted=True, purged=True)
+    def runs(self, deleted: Optional[bool] = False, sizes: bool = False, only: Only = None) -> Iterator[RawRecord]:
+        """Whoever lists begins anew: what was staged and lies in its runs now needs no place any more."""
+        if self._files is not None and not self._files.is_worth_keeping:
+            self._files.close(keep=False)
+            self._files = None
+        return listed(self._home, deleted, sizes, only)
 
     def manifests(self, known: Asked) -> Iterator[Scan]:
         self._home.sweep()
@@ -169,7 +168,10 @@ class Tree:
         known = None if self._rehash else cache.load(run)
         if known is not None and known.alive and not is_alive:
             known = known.only_hints()
-        found = scan(run, fd, self._view, known, cache.now_ns if cache.usable else None)
+        clock = cache.now_ns if cache.usable else None
+        settling, now_ns = self._settling, cache.time_ns() if self._settling is not None else None
+        patience = settling.of(run, is_alive, now_ns, not cache.usable) if settling is not None else None
+        found = scan(run, fd, self._view, known, clock, patience)
         if found.known is not known or known.alive != is_alive:
             cache.keep(run, replace(found.known, alive=is_alive))
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from guildsync.errors import CONFLICT, MISSING, UNREADABLE, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, NOTHING, Digest, Entry, Manifest
-from guildsync.model.plan import Clash, Plan
+from guildsync.model.plan import Change, Clash, Plan
 from guildsync.model.ports import Base, Scan, Update
 from guildsync.model.run import INCOMPLETE, NO_METADATA, Record, RunId, Scalars, Summary
 from guildsync.verbs.deliver import Delivery
@@ -23,6 +23,12 @@ class Intent:
     base: Base
     problems: tuple[Problem, ...]
     delivery: Delivery
+
+    @property
+    def only_grows(self) -> bool:
+        """Do files that are there get more bytes, and is that all? Whether they begin as they did is not asked."""
+        same_words = self.update.metadata == self.update.metadata_was
+        return same_words and bool(self.plan.changes) and all(map(_grows, self.plan.changes))
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class Both:
         same_status = self.record.summary.status == there.summary.status == base.status
         plain = not (self.want.rivals or have.rivals or self.want.aim or self.want.problems)
         return same_files and same_words and same_status and plain
+
+
+def _grows(change: Change) -> bool:
+    have, want = change.have, change.want
+    return have is not None and want is not None and have.kind == want.kind == FILE and have.size < want.size
 
 
 def manifest_of(scan: Scan, *bases: Base | None) -> Manifest | None:

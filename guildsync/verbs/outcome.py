@@ -8,13 +8,14 @@ from typing import Any
 
 from guildsync.errors import CONFLICT, Problem, SafetyStop, exit_code_of
 from guildsync.model.manifest import text
+from guildsync.model.run import RunId
 
 
 @dataclass
 class Outcome:
     """`runs` and `files` were delivered, `same` runs were there already, `skipped` were deleted there; bytes are of
     files' content: all that was to be delivered, what of it crossed, what the target had already, and what of that an
-    interrupted sync had brought."""
+    interrupted sync had brought. `deferred` runs are to be delivered later."""
 
     runs: int = 0
     files: int = 0
@@ -25,6 +26,7 @@ class Outcome:
     bytes_resumed: int = 0
     removed: int = 0
     skipped: int = 0
+    deferred: tuple[RunId, ...] = ()
     seconds: float = 0.0
     requests: int | None = None
     problems: list[Problem] = field(default_factory=list)

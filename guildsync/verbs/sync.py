@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from guildsync.errors import (
     ALIVE,
@@ -35,7 +36,7 @@ from guildsync.model.plan import (
     noted,
     tails_to_compare,
 )
-from guildsync.model.ports import Base, Bases, Known, Piece, Scan, Source, Target, Update, Want
+from guildsync.model.ports import Base, Bases, Known, Only, Piece, Scan, Source, Target, Update, Want
 from guildsync.model.run import NO_METADATA, Record, RunId, agreed_metadata, merge_metadata
 from guildsync.verbs.both import (
     Both,
@@ -81,12 +82,17 @@ def _anything_goes(_: Removals) -> None:
     pass
 
 
+def _at_once(_: bool) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Options:
     """What a person asked for. `choose` picks among the source's runs, which have sizes and scalars where it wants
     `details`; `origin` names the source in what the target notes about a run that still runs there; `max_delete` lifts
     the safety stop up to that many files. `revives`: is a run brought back that was deleted at the target? `agree` is
-    asked before anything is removed there, and raises to stop."""
+    asked before anything is removed there, and raises to stop. Of `only` these runs (None: all) is anything asked, on
+    either side. `defers` is told whether all that is to be sent is growth of files, and may put it off."""
 
     choose: Choose = field(default=lambda records: records)
     policy: Policy = field(default_factory=Policy)
@@ -96,6 +102,8 @@ class Options:
     details: bool = False
     revives: Callable[[RunId], bool] = _nothing_comes_back
     agree: Callable[[Removals], None] = _anything_goes
+    only: Only = None
+    defers: Callable[[bool], bool] = _at_once
 
 
 class Sync:
@@ -126,6 +134,9 @@ class Sync:
             records, there = self._list(chosen)
             problems: list[Problem] = []
             intents = self._decide(records, there, problems)
+            if intents and self._options.defers(all(i.only_grows for i in intents)):
+                outcome.deferred = tuple(intent.update.run for intent in intents)
+                intents = []
             guard([(i.update.run, i.plan, i.have) for i in intents], self._options.max_delete)
             removals = _removals(intents)
             if removals.files and not self._options.dry_run:
@@ -146,17 +157,18 @@ class Sync:
 
     def _list(self, chosen: frozenset[RunId] | None) -> tuple[list[Record], dict[RunId, Record]]:
         """The chosen runs of the source that were not deleted at the target, or are to come back; what lives there."""
-        listed = list(self._source.runs(sizes=self._options.details))
+        only = chosen if chosen is not None else self._options.only
+        listed = list(self._source.runs(sizes=self._options.details, **_among(only)))
         if chosen is None:
             records = list(self._options.choose(listed))
         else:
             records = [record for record in listed if record.run in chosen]
-        there = {record.run: record for record in self._target.runs(deleted=None)}
+        there = {record.run: record for record in self._target.runs(deleted=None, **_among(only))}
         first = chosen is None
         revived = [r.run for r in records if first and _is_deleted(there, r.run) and self._options.revives(r.run)]
         if revived and not self._options.dry_run:
             self._outcome.report(self._target.reveal(revived))
-            there = {record.run: record for record in self._target.runs(deleted=None)}
+            there = {record.run: record for record in self._target.runs(deleted=None, **_among(only))}
             revived = [run for run in revived if not _is_deleted(there, run)]
             self._revived = frozenset(revived)
         skipped = [r.run for r in records if _is_deleted(there, r.run) and r.run not in revived]
@@ -394,6 +406,10 @@ class NoBases:
 
 
 _NO_CONTENT = Digest("")
+
+
+def _among(only: Only) -> dict[str, Any]:
+    return {} if only is None else {"only": only}
 
 
 def _contents(base: Base | None) -> tuple[Digest, ...]:

@@ -50,8 +50,9 @@ class MemoryTree:
         if self.fails is not None:
             raise self.fails
 
-    def runs(self, deleted=False, sizes=False):
+    def runs(self, deleted=False, sizes=False, only=None):
         self._maybe_fail()
+        self.only = only
         values = {"label": b"\xff\x00caf\xc3\xa9", "odd\udc80": b""}
         found = Attributes(
             values, b"op", frozenset({"LOCK"}), True, False, 12 if sizes else None, 3 if sizes else None, lost=True

@@ -31,6 +31,21 @@ while True:
     os.write(1, b"!")
 """
 
+_PAGED = """
+import os, sys
+size = os.stat(sys.argv[1]).st_size
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.write(1, b"!")
+while True:
+    number = os.read(0, 8)
+    if len(number) < 8:
+        break
+    page = number * 512
+    for offset in range(0, size, len(page)):
+        os.pwrite(fd, page[: size - offset], offset)
+    os.write(1, b"!")
+"""
+
 _WRITER = """
 import itertools, os, select, sys
 path, way, size, block = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -78,8 +93,10 @@ for number in itertools.count(first):
 class Mapper:
     """A process that has a file mapped into its memory, shared, and stores to it without any call to the system."""
 
+    _program = _MAPPED
+
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
-        self._child = _python(_MAPPED, os.fsdecode(path))
+        self._child = _python(self._program, os.fsdecode(path))
         self._size = os.stat(path).st_size
         self._wait()
 
@@ -108,6 +125,12 @@ class Mapper:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.end()
+
+
+class Pager(Mapper):
+    """A process that writes every page of a file in place, one call for each."""
+
+    _program = _PAGED
 
 
 @contextmanager
