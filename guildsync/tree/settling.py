@@ -84,10 +84,15 @@ class Settling:
             rests = sight.is_shown and sight.stamp == stamp_of(info)
             return Seen(sight.shown if rests else None)
         shown = sight.shown if sight is not None else cached
-        entry, grew = read(shown or (sight.entry if sight is not None else None))
+        stamp, since = stamp_of(info), began
+        before = shown or (sight.entry if sight is not None else None)
+        moved = sight is not None and not (sight.is_shown and sight.stamp == stamp)
+        if moved and before is not None and before.size == info.st_size:
+            before = None  # it cannot have grown, and is hardly what it was: one reading tells as much as two
+        entry, grew = read(before)
         if entry is None or entry.digest is None:
             return Seen(entry)
-        stamp, since = stamp_of(info), began
+        grew = grew or (shown is not None and shown.digest == entry.digest)
         if sight is not None and (sight.digest, sight.stamp) == (entry.digest, stamp):
             since = sight.since
         shows = grew or _is_whole(sight, info) or (began - since >= GAP if is_large else still)

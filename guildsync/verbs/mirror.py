@@ -28,8 +28,8 @@ from guildsync.verbs.sync import Options, Sync
 
 SLICE = 1.0
 """Seconds that a wait for a hint takes at the most: then it is seen whether to end."""
-FLUSH = 3.0
-"""Seconds that the end waits for files that are being rewritten."""
+FLUSH, PATIENT_FLUSH = 3.0, 30.0
+"""Seconds that the end waits for files that are being rewritten: where somebody asked for it, and where nobody did."""
 NEVER = 60.0
 """Seconds after which a file that is still being rewritten is spoken of."""
 ROUNDS = 5
@@ -350,12 +350,12 @@ class Mirror:
         """Everything once more, until a look finds nothing to do: that is the proof. What is being rewritten all the
         time is left."""
         self._is_last = True
-        end = self._clock() + FLUSH
+        end = self._clock() + (FLUSH if self._stop() else PATIENT_FLUSH)
         for _ in range(ROUNDS):
             if self._looked(sides, Look(None, self._clock())):
                 return
             while self._held and self._clock() < end:
                 self._sleep(_LATER)
                 self._looked(sides, Look(frozenset(self._held), self._clock()))
-            if self._clock() >= end and self._held:
+            if self._held:
                 return

@@ -359,8 +359,9 @@ def test_what_is_shown_of_a_rewritten_checkpoint_is_of_one_generation(pair: Pair
 @soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("writer", [Pager, Mapper])
-def test_a_large_one_is_there_soon_after_each_pause(pair: Pair, writer: type[Mapper]) -> None:
-    """200 MB; each pause is of three seconds, whoever has seen what."""
+def test_a_large_one_is_never_a_mixture(pair: Pair, writer: type[Mapper]) -> None:
+    """200 MB; each pause is of three seconds, whoever has seen what. How soon after a pause began its version was there
+    is printed, and not demanded: it depends on the machine."""
     size = 200 * MIB
     path = pair.run() / "checkpoint"
     path.write_bytes(generation(1, size))
@@ -378,6 +379,7 @@ def test_a_large_one_is_there_soon_after_each_pause(pair: Pair, writer: type[Map
         assert seen.mixed == []
         print([round(seen.shown.get(number, float("inf")) - at, 2) for number, at in pauses])
         end(pair.run())
+        pair.until_same()
         assert running.stop().problems == []
     pair.same_in_the_end()
 
