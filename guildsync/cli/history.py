@@ -53,7 +53,7 @@ def _words(moment: Moment) -> str:
 
 
 def _version(value: dict[str, Any]) -> str:
-    said = [f"version {value['content'][:SHORT_ID]}: {value['status']}"]
+    said = [f"version {value['content'][:SHORT_ID]}{': ' + value['status'] if value['status'] else ''}"]
     said += [number(value["files"], "file")] if value["files"] is not None else []
     said += [words.size(value["size"])] if value["size"] is not None else []
     return ", ".join(said) + ("" if value["kept"] else " (given up)")

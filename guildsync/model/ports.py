@@ -116,7 +116,8 @@ class Update:
 
     `have` is what the plan was made against (None: the run was not there); where it is no longer so, nothing of
     the run is written. `withheld` are paths of `want` whose bytes could not be had. `metadata_was` is the target's
-    metadata when the plan was made: only differences to `metadata` are written.
+    metadata when the plan was made: only differences to `metadata` are written. `mirrored`: a mirror says so, and will
+    soon say more; where versions are kept, only its newest two are.
     """
 
     run: RunId
@@ -128,6 +129,7 @@ class Update:
     heads: Tuple[str, ...] = ()
     withheld: FrozenSet[bytes] = frozenset()
     origin: str = ""
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import zstandard
@@ -11,12 +12,14 @@ import zstandard
 from guildsync.errors import Damaged, GuildsyncError
 from guildsync.model.manifest import Digest, digest_of
 from guildsync.store.fs import Absent, Files
-from guildsync.store.journal import MAX_DECODED, Commit, PackFact
+from guildsync.store.journal import MAX_DECODED, Commit, PackFact, condensed, split_name
 from guildsync.store.pack import ROW, Row
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
 
 GRACE = 24 * 3600.0
 """Seconds by the store's clock that a checkpoint is there before what it sums up is deleted."""
+SOON = 3600.0
+"""The same under a mirror, which puts an entry every half a minute: rule K4 asks for ten minutes."""
 CHECKPOINT_AFTER = 64
 """So many entries that no checkpoint sums up make a writer write one."""
 MOST_DELETED = 1000
@@ -43,10 +46,10 @@ def is_due(reading: Reading) -> bool:
 
 
 def summary(reading: Reading, commit: str, tables: Iterable[Digest]) -> Commit:
-    """Rule K1: the union of all facts of a reading without problems, with their own ids and stamps; forgets nothing."""
+    """Rule K1: the union of all facts of a reading without problems, condensed, with their own ids and stamps."""
     if reading.problems or reading.view.store is None:
         raise ValueError("only what was read whole can be summed up")
-    names, facts = tuple(sorted(reading.names)), reading.view.facts
+    names, facts = tuple(sorted(reading.names)), condensed(reading.view.facts)
     writers = {version.id.partition("/")[0] for version in facts.versions}
     writers |= {mark.commit for mark in facts.marks} | {edit.commit for edit in facts.edits}
     times = tuple(sorted((writer, int(since)) for writer, since in reading.stored.items() if writer in writers))
@@ -60,9 +63,20 @@ def superseded(reading: Reading, own: str, grace: float) -> Mapping[str, list[st
     for checkpoint in sorted(reading.checkpoints, key=lambda checkpoint: checkpoint.name, reverse=True):
         since = reading.modified.get(checkpoint.name)
         doomed = [name for name in checkpoint.sums if name in reading.names]
-        if doomed and now is not None and since is not None and now - since > max(grace, GRACE_AT_LEAST):
+        if doomed and now is not None and since is not None and now - since > grace:
             out[checkpoint.name] = doomed
     return out
+
+
+def hidden(reading: Reading, own: str, grace: float) -> list[str]:
+    """Of the entries that checkpoints sum up, those that may be checkpoints themselves and are old enough to go by, the
+    newest first. Who reads does not get them; where many commit, the checkpoints that he does get are all young."""
+    now, facts = reading.modified.get(own), reading.view.facts
+    spoke = {version.id.partition("/")[0] for version in facts.versions}
+    spoke |= {mark.commit for mark in facts.marks} | {edit.commit for edit in facts.edits}
+    summed = {name for checkpoint in reading.checkpoints for name in checkpoint.sums}
+    old = (name for name in summed & reading.modified.keys() if split_name(name)[1] not in spoke)
+    return sorted((n for n in old if now is not None and now - reading.modified[n] > grace), reverse=True)
 
 
 def uncovered(reading: Reading) -> list[PackFact]:
@@ -115,18 +129,29 @@ class Checkpointer:
     def __init__(self, files: Files, journal: Journal, indices: Indices, grace: float = GRACE) -> None:
         self._files, self._journal, self._indices, self._grace = files, journal, indices, grace
 
-    def tidy(self, reading: Reading, own: str) -> None:
+    def tidy(self, reading: Reading, own: str, soon: bool = False) -> None:
         """After the entry `own` was put, and then `reading` made: write a checkpoint if one is due, and delete what an
-        older one sums up. A commit is acknowledged by then: what goes wrong here is left for the next one to do."""
+        older one sums up; where more comes `soon`, that one need not be as old. A commit is acknowledged by then: what
+        goes wrong here is left for the next one to do."""
         try:
+            grace = max(min(SOON, self._grace) if soon else self._grace, GRACE_AT_LEAST)
             if is_due(reading):
                 self.sum_up(reading)
-            for checkpoint, doomed in superseded(reading, own, self._grace).items():
+                reading = self._with_hidden(reading, own, grace)
+            for checkpoint, doomed in superseded(reading, own, grace).items():
                 if self._journal.is_sound(checkpoint):
                     self._journal.remove(doomed[:MOST_DELETED])
                     break
         except (GuildsyncError, Absent):
             pass
+
+    def _with_hidden(self, reading: Reading, own: str, grace: float) -> Reading:
+        """With the newest checkpoint that is old enough, should another hide it."""
+        for name in hidden(reading, own, grace):
+            found = self._journal.entry(name)
+            if found is not None and found.sums:
+                return replace(reading, checkpoints=(*reading.checkpoints, found))
+        return reading
 
     def sum_up(self, reading: Reading) -> None:
         """Put a checkpoint of a reading without problems, after the index object that it names."""

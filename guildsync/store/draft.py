@@ -11,6 +11,7 @@ from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
 from guildsync.model.ports import Update
 from guildsync.model.run import RunId, Summary
 from guildsync.store.journal import NO_FACTS, Claim, Commit, Edit, Facts, PackFact, Version
+from guildsync.store.mirrored import KEPT, outdated, summary_text
 from guildsync.store.objects import Objects
 from guildsync.store.reading import Reading
 from guildsync.store.view import View
@@ -34,6 +35,7 @@ class Draft:
         self._versions: list[Version] = []
         self._claims: dict[RunId, list[Claim]] = {}
         self._edits: list[Edit] = []
+        self._purged: set[str] = set()
 
     def add(self, update: Update, objects: Objects) -> list[Problem]:
         """The facts of one run; a problem, and none of them, where an object it needs lies nowhere."""
@@ -55,6 +57,7 @@ class Draft:
             versions=frozenset(self._versions),
             claims=frozenset(claim for claims in self._claims.values() for claim in claims),
             edits=frozenset(self._edits),
+            purged=frozenset(self._purged),
         )
         if facts == NO_FACTS:
             return None
@@ -84,7 +87,7 @@ class Draft:
             lost = min(needed - found.keys())
             return Problem(update.run, None, MISSING, f"the object {lost} was neither staged nor there")
         packs = tuple(sorted({Digest(pack) for pack, _ in found.values()}))
-        summary = canonical(said.to_json()).decode()
+        summary = summary_text(said, update.mirrored)
         heads = self._view.heads(update.run)
         if heads and all(
             (head.manifest, head.content, head.summary) == (manifest, want.content, summary) for head in heads
@@ -92,11 +95,7 @@ class Draft:
             # It is there, but not settled: the same version, readable from other packs.
             self._claims[update.run] = [Claim(head.id, packs) for head in heads]
             return None
-        version = f"{self._id}/{update.run}"
-        self._versions.append(
-            Version(version, update.run, manifest, want.content, summary, tuple(sorted(update.heads)))
-        )
-        self._claims[update.run] = [Claim(version, packs)]
+        self._add_version(update, manifest, want.content, summary, packs)
         return None
 
     def _restate(self, update: Update, said: Summary) -> None:
@@ -109,10 +108,18 @@ class Draft:
         if there.status == said.status:
             return
         now = replace(said, size=there.size, files=there.files, scalars=there.scalars)
-        version = f"{self._id}/{update.run}"
-        summary = canonical(now.to_json()).decode()
-        self._versions.append(current._replace(id=version, summary=summary, replaces=tuple(sorted(update.heads))))
-        self._claims[update.run] = [Claim(version, claim.packs)]
+        self._add_version(update, current.manifest, current.content, summary_text(now, update.mirrored), claim.packs)
+
+    def _add_version(
+        self, update: Update, manifest: Digest, content: Digest, summary: str, packs: tuple[Digest, ...]
+    ) -> None:
+        """With it a mirror gives up what it goes beyond, but for the one before it: that shows should this one, which
+        nobody has proved yet, become void (rule H1)."""
+        run, version = update.run, f"{self._id}/{update.run}"
+        self._versions.append(Version(version, run, manifest, content, summary, tuple(sorted(update.heads))))
+        self._claims[run] = [Claim(version, packs)]
+        if update.mirrored:
+            self._purged |= outdated(self._view, run, KEPT - 1)
 
     def _edit(self, update: Update) -> None:
         was, now = update.metadata_was.fields(), update.metadata.fields()

@@ -16,6 +16,7 @@ from guildsync.store.checkpoint import table_path
 from guildsync.store.draft import good_packs
 from guildsync.store.fs import Absent, Files, Size
 from guildsync.store.journal import Claim, Commit, Facts, Version
+from guildsync.store.mirrored import outdated
 from guildsync.store.objects import Found, Objects
 from guildsync.store.pack import EMPTY, ROW, pack_path
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
@@ -45,16 +46,19 @@ T = TypeVar("T")
 
 
 def prunable(view: View, stored: Mapping[str, float], now: float, keep: float) -> frozenset[str]:
-    """Rule H1: the versions that were replaced longer than `keep` seconds ago, of runs all of whose heads are settled.
-    `stored` says when a commit came, by the store's clock; nothing is known of the others."""
+    """Rule H1: the versions that were replaced longer than `keep` seconds ago, of runs all of whose heads are settled,
+    and what mirrors need not keep. `stored` says when a commit came, by the store's clock; nothing is known of the
+    others. What replaced a version may have been given up itself since."""
     replaced: dict[str, float] = {}
-    for version in (each for each in view.facts.versions if each.id in view.living):
+    counted = view.living | view.facts.purged
+    for version in (each for each in view.facts.versions if each.id in counted):
         since = stored.get(version.id.partition("/")[0], now)
         for before in version.replaces:
             replaced[before] = min(since, replaced.get(before, since))
     settled = [run for run in view.runs() if all(view.settled(head.id) for head in view.heads(run))]
     past = (version.id for run in settled for version in view.past(run))
-    return frozenset(version for version in past if now - replaced.get(version, now) > keep)
+    old = (version for version in past if now - replaced.get(version, now) > keep)
+    return frozenset(old).union(*(outdated(view, run) for run in settled))
 
 
 def condemnable(view: View, ages: Mapping[str, float], sparse: Collection[str], grace: float) -> frozenset[Digest]:

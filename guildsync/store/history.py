@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from guildsync.model.ports import Moment
 from guildsync.model.run import RunId
 from guildsync.store.draft import summary_of
-from guildsync.store.journal import HIDDEN, Edit, Mark, split_name
+from guildsync.store.journal import FORGOTTEN, HIDDEN, Edit, Mark, split_name
 from guildsync.store.reading import Reading
 from guildsync.store.view import View
 
@@ -66,12 +66,12 @@ def _versions(view: View, run: RunId) -> Iterator[_Said]:
     heads = {head.id for head in view.heads(run)}
     replaces = {version.id: version.replaces for version in view.versions(run)}
     for version in view.versions(run):
-        summary = summary_of(version)
+        summary, forgotten = summary_of(version), version.manifest == FORGOTTEN
         value = {
             "id": version.id,
             "content": version.content,
-            "manifest": version.manifest,
-            "status": summary.status,
+            "manifest": None if forgotten else version.manifest,
+            "status": None if forgotten else summary.status,
             "size": summary.size,
             "files": summary.files,
             "kept": version.id in view.living,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -96,6 +96,8 @@ class Facts:
 
 
 NO_FACTS = Facts()
+FORGOTTEN = Digest("0" * 64)
+"""Stands in a version that was purged for its manifest."""
 KINDS = tuple(field.name for field in fields(Facts))
 
 
@@ -105,13 +107,28 @@ def join(states: Iterable[Facts]) -> Facts:
     return Facts(**{kind: frozenset().union(*(getattr(state, kind) for state in states)) for kind in KINDS})
 
 
+def condensed(facts: Facts) -> Facts:
+    """Rule K1: the same, without what nothing depends on any more. Of a dropped pack its name is left, of a purged
+    version its id, its content and what it replaced. Of the union with what was not condensed the same is left."""
+    gone, purged = facts.dropped, facts.purged
+    return replace(
+        facts,
+        adds=frozenset(fact for fact in facts.adds if fact.name not in gone),
+        versions=frozenset(
+            version._replace(manifest=FORGOTTEN, summary="{}") if version.id in purged else version
+            for version in facts.versions
+        ),
+        claims=frozenset(claim for claim in facts.claims if claim.version not in purged),
+    )
+
+
 @dataclass(frozen=True)
 class Commit:
     """One immutable object of the journal; `id` is a uuid4.
 
-    A checkpoint is a commit whose facts hold all those of other entries: `sums` are their names, `tables` the index
-    objects that go with it, `times` when other commits came (seconds since the epoch by the store's clock), all sorted.
-    None of them is a fact: they save requests, and say what may be deleted."""
+    A checkpoint is a commit whose facts are all those of other entries, condensed: `sums` are their names, `tables` the
+    index objects that go with it, `times` when other commits came (seconds since the epoch by the store's clock), all
+    sorted. None of them is a fact: they save requests, and say what may be deleted."""
 
     store: str
     sequence: int

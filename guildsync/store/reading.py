@@ -116,6 +116,11 @@ class Journal:
         self._cache.keep(CACHED, commit.name, data)
         return commit.name
 
+    def entry(self, name: str) -> Commit | None:
+        """One that a reading listed, whether it was read or not; None where it cannot be read. Raises Absent."""
+        found = self._commits.get(name) or self._load_one(name)
+        return found if isinstance(found, Commit) else None
+
     def is_sound(self, name: str) -> bool:
         """The entry itself is there and whole, not only what this home's cache has of it."""
         try:

@@ -264,7 +264,7 @@ class Store:
         self._damage.forget(damaged)
         after = self._read(anew=True)
         self._stage.forget(after.view.facts)
-        self._checkpointer.tidy(after, commit.name)
+        self._checkpointer.tidy(after, commit.name, soon=any(update.mirrored for update in updates))
         return problems + draft.proof(after.view)
 
     # -- what nobody wants

@@ -84,6 +84,10 @@ class View:
         heads = {head.id for head in self.heads(run)}
         return tuple(version for version in self.versions(run) if version.id in self.living - heads)
 
+    def before(self, version: str) -> frozenset[str]:
+        """The ids of all that a version goes beyond, step by step, also of what is purged, void or unknown."""
+        return frozenset(_ancestors([version], self._versions))
+
     def history(self, run: str) -> frozenset[Digest]:
         """The contents of the current version and of all that it goes beyond, also purged and void ones."""
         heads = [version.id for version in self.heads(run)[:1]]

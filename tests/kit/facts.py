@@ -35,7 +35,7 @@ versions = st.builds(
     version_ids,
     st.sampled_from(CONTENTS),
     st.sampled_from(CONTENTS),
-    st.sampled_from(["{}", '{"operation":"ä"}']),
+    st.sampled_from(["{}", '{"operation":"ä"}', '{"mirrored":true}']),
     _sorted(version_ids),
 )
 claims = st.builds(Claim, version_ids, _sorted(packs))

@@ -24,20 +24,26 @@ from guildsync.model.run import RunId, Summary
 from guildsync.store import checkpoint
 from guildsync.store.cache import NoCache
 from guildsync.store.checkpoint import (
+    SOON,
     Checkpointer,
     decode_table,
     encode_table,
+    hidden,
     summary,
     superseded,
     table_path,
     uncovered,
 )
+from guildsync.store.draft import good_packs
 from guildsync.store.fs import Files, _modified, open_url
-from guildsync.store.journal import LIVE, Commit, Facts, Mark, PackFact, decode, encode, join
+from guildsync.store.gc import repeated, stranded
+from guildsync.store.journal import LIVE, Commit, Facts, Mark, PackFact, condensed, decode, encode, join
+from guildsync.store.mirrored import outdated
 from guildsync.store.objects import Objects
 from guildsync.store.pack import index_range, pack_path
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
 from guildsync.store.store import Store
+from guildsync.store.view import View
 from tests.kit import facts as kit
 from tests.kit.bucket import Bucket
 from tests.kit.counting import CountingFiles, Counts, Kept
@@ -171,7 +177,7 @@ class World:
         everything = join(decode(name, data).state for name, data in self.ever.items())
         found = read(self.bucket, self.pool)
         assert found.problems == ()
-        assert found.view.facts == everything
+        assert condensed(found.view.facts) == condensed(everything)
         assert found.names == frozenset(self.bucket.names())
         if found.names:
             assert found.next_sequence > max(int(name[:16]) for name in found.names)
@@ -194,6 +200,45 @@ def test_every_reading_is_the_union_of_all_that_was_ever_said(steps: list[tuple[
     for what, *values in steps:
         getattr(world, what)(*values)
         world.check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(facts=kit.facts, late=kit.facts)
+def test_nothing_depends_on_what_a_checkpoint_forgets(facts: Facts, late: Facts) -> None:
+    """Neither now nor when more is said, nor where what was forgotten is read once more."""
+    facts, late = _honest(facts, late)
+    assert condensed(condensed(facts)) == condensed(facts)
+    assert condensed(join([condensed(facts), late])) == condensed(join([facts, late]))
+    for whole in (facts, join([facts, late])):
+        more = join([late] if whole is not facts else [])
+        for lean in (join([condensed(facts), more]), join([condensed(facts), facts, more])):
+            assert _consequences(View(lean)) == _consequences(View(whole))
+
+
+def _honest(*some: Facts) -> list[Facts]:
+    """Whatever names one version says the same of it."""
+    found = {version.id: version for facts in some for version in facts.versions}
+    return [replace(facts, versions=frozenset(found[version.id] for version in facts.versions)) for facts in some]
+
+
+def _consequences(view: View) -> list[Any]:
+    living = sorted(view.living)
+    runs = [
+        (run, *(ask(run) for ask in (view.status, view.heads, view.past, view.history, view.is_purged, view.fields)))
+        for run in view.runs()
+    ]
+    claims = [(version, view.good_claim(version), view.claim(version), view.settled(version)) for version in living]
+    old = [outdated(view, run, newer) for run in view.runs() for newer in (1, 2)]
+    return [
+        runs,
+        old,
+        living,
+        claims,
+        view.needed_packs(),
+        good_packs(view),
+        stranded(view),
+        repeated(view, kit.PACKS[:1]),
+    ]
 
 
 def test_many_checkpointers_at_once_that_half_delete(pool: Executor) -> None:
@@ -225,7 +270,7 @@ def test_what_a_checkpoint_sums_up_is_exactly_what_it_read_and_it_forgets_nothin
     bucket.write(f"journal/{made.name}", encode(made))
     assert made.sums == tuple(names)
     assert made.name > max(names)
-    assert made.facts == before.view.facts
+    assert made.facts == condensed(before.view.facts) == before.view.facts
     after = read(bucket, pool)
     assert after.view.facts == join([before.view.facts, late.facts])
     assert after.next_sequence == made.sequence + 1
@@ -347,6 +392,38 @@ def test_a_checkpoint_that_is_not_confirmed_deletes_nothing(
         bucket.now += DAY
     assert bucket.done("remove") == []
     assert len(bucket.names()) == 3 * often
+
+
+def test_checkpoints_that_hide_each_other_do_not_keep_what_they_sum_up_for_ever(
+    bucket: Bucket, pool: Executor, often: int
+) -> None:
+    """Who commits reads only the newest one, which is never as old as it must be."""
+    for number in range(12 * often):
+        push(bucket, number)
+        bucket.now += DAY / often / 2  # a checkpoint every half a day, or a little later
+        assert len(bucket.names()) <= 5 * often
+    everything = {version.run for version in read(bucket, pool).view.facts.versions}
+    assert everything == {run_of(number) for number in range(12 * often)}
+    young = [made for made in bucket.checkpoints() if bucket.now - bucket.since[f"journal/{made.name}"] <= DAY]
+    assert len(young) > 1
+    reading = read(bucket, pool)
+    assert hidden(reading, max(reading.names), 0.0)[-1] == bucket.checkpoints()[0].name
+    assert hidden(reading, said(9, 9).name, 0.0) == []
+
+
+def test_under_a_mirror_an_hour_is_enough(bucket: Bucket, often: int) -> None:
+    made = aged(bucket, often)
+    bucket.now = bucket.since[f"journal/{made.name}"] + SOON
+    for grace in (DAY, SOON / 2):
+        with opened(bucket, grace=grace) as store:
+            assert store.commit([replace(update(20 + int(grace), store), mirrored=True)]) == []
+        assert bool(bucket.done("remove")) is (grace < SOON)
+    bucket = Bucket()
+    made = aged(bucket, often)
+    bucket.now = bucket.since[f"journal/{made.name}"] + SOON + 1
+    with opened(bucket) as store:
+        assert store.commit([replace(update(20, store), mirrored=True)]) == []
+    assert sorted(bucket.done("remove")) == [f"journal/{name}" for name in made.sums]
 
 
 def test_without_times_nothing_is_deleted(bucket: Bucket, often: int) -> None:
