@@ -20,13 +20,15 @@ from guildsync.store.mirrored import outdated
 from guildsync.store.objects import Found, Objects
 from guildsync.store.pack import EMPTY, ROW, pack_path
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
-from guildsync.store.stage import Stage
+from guildsync.store.stage import SMALLEST, Stage
 from guildsync.store.view import View
 
 HISTORY = 30 * 86400.0
 """Seconds for which a version that was replaced can still be had."""
 SPARSE = 0.5
 """A pack of whose bytes fewer than this share are needed is written anew."""
+FEW = 8
+"""So many small packs are put together, or none."""
 LEFT_OVER = 86400.0
 """Seconds after which a temporary file is nobody's: no put takes as long."""
 PROBE = "probe-"
@@ -61,11 +63,23 @@ def prunable(view: View, stored: Mapping[str, float], now: float, keep: float) -
     return frozenset(old).union(*(outdated(view, run) for run in settled))
 
 
-def condemnable(view: View, ages: Mapping[str, float], sparse: Collection[str], grace: float) -> frozenset[Digest]:
-    """Rule G1: the packs older than `grace` that no living version needs, and those that hardly any needs. `ages` are
-    those of the packs that are there, in seconds."""
-    spared = view.facts.condemned | view.facts.dropped | (view.needed_packs() - frozenset(map(Digest, sparse)))
+def condemnable(view: View, ages: Mapping[str, float], worn: Collection[str], grace: float) -> frozenset[Digest]:
+    """Rule G1: the packs older than `grace` that no living version needs, and those of `worn`, which are better written
+    anew. `ages` are those of the packs that are there, in seconds."""
+    spared = view.facts.condemned | view.facts.dropped | (view.needed_packs() - frozenset(map(Digest, worn)))
     return frozenset(Digest(pack) for pack, age in ages.items() if age >= grace and pack not in spared)
+
+
+def mergeable(sizes: Mapping[Digest, int]) -> frozenset[Digest]:
+    """Of packs that are needed, of these sizes, the small ones that are to be put together: enough of them, none larger
+    than all the others. So what is copied comes into a pack that is twice as large at least, and no byte is copied
+    often."""
+    small = sorted((size, name) for name, size in sizes.items() if size < SMALLEST)
+    together, count = 0, 0
+    for number, (size, _) in enumerate(small, 1):
+        count = number if size <= together else count
+        together += size
+    return frozenset(name for _, name in small[:count]) if count >= FEW else frozenset()
 
 
 def stranded(view: View) -> tuple[str, ...]:
@@ -109,12 +123,30 @@ def repeated(view: View, drop: Collection[Digest]) -> frozenset[Claim]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A reading that ended, what lies in the store, by the store's clock `now`, and which packs are hardly needed."""
+    """A reading that ended, what lies in the store, by the store's clock `now`, and by pack the bytes that living
+    versions need of it."""
 
     reading: Reading
     packs: Mapping[Digest, Size]
     now: float
-    sparse: frozenset[Digest]
+    needed: Mapping[Digest, int]
+
+    @property
+    def sparse(self) -> frozenset[Digest]:
+        """The packs that hardly any version needs."""
+        sizes = self.packs.items()
+        return frozenset(name for name, size in sizes if self.needed.get(name, 0) < SPARSE * (size - EMPTY))
+
+    def small(self, grace: float) -> frozenset[Digest]:
+        """Those older than `grace` that are to be put together."""
+        ages, spared = self.ages(), self.sparse | self.reading.view.facts.condemned
+        return mergeable(
+            {name: self.packs[name] for name in self.needed.keys() & self.packs.keys() - spared if ages[name] >= grace}
+        )
+
+    def freed(self, packs: Collection[Digest]) -> int:
+        """Bytes that are free without these: what is needed of them is copied."""
+        return sum(max(0, self.packs[name] - self.needed.get(name, 0)) for name in packs)
 
     def ages(self) -> dict[str, float]:
         """Where the filesystem does not say since when a pack is there, it is as young as can be."""
@@ -146,7 +178,7 @@ class Collector:
         if old:
             seen = self._look(old)
         view = seen.reading.view
-        condemn = condemnable(view, seen.ages(), seen.sparse, grace)
+        condemn = condemnable(view, seen.ages(), seen.sparse | seen.small(grace), grace)
         earlier = seen.condemned(grace) | (condemn if grace <= 0 else frozenset())
         if dry:
             return _collected(seen, len(old), (earlier | view.facts.dropped) & seen.packs.keys())
@@ -165,8 +197,7 @@ class Collector:
         reading, needed = self._agreed(lambda found: self._prove(_without(found, given_up)), whole=True)
         reading = _without(reading, given_up)
         packs = _named(self._files.list("packs", deep=True), pack_path)
-        sparse = (name for name, size in packs.items() if needed.get(name, 0) < SPARSE * (size - EMPTY))
-        return _Seen(reading, packs, now, frozenset(sparse))
+        return _Seen(reading, packs, now, needed)
 
     def _agreed(self, act: Callable[[Reading], T], whole: bool = False) -> tuple[Reading, T]:
         """A reading, and what `act` makes of it. Where it misses something (Absent), somebody else may have moved
@@ -312,5 +343,5 @@ def _collected(seen: _Seen, old: int, gone: frozenset[Digest]) -> Collected:
     """What is condemned, or will be when it is older, waits."""
     facts, ages = seen.reading.view.facts, {str(name): 0.0 for name in seen.packs}
     unneeded = (facts.condemned - facts.dropped) | condemnable(seen.reading.view, ages, seen.sparse, 0.0)
-    waiting = [seen.packs[name] for name in (unneeded - gone) & seen.packs.keys()]
-    return Collected(len(gone), sum(seen.packs[name] for name in gone), len(waiting), sum(waiting), old)
+    waiting = (unneeded - gone) & seen.packs.keys()
+    return Collected(len(gone), seen.freed(gone), len(waiting), seen.freed(waiting), old)

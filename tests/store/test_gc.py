@@ -794,8 +794,8 @@ def test_no_entry_that_one_collector_wrote_stops_another(bucket: Bucket) -> None
     assert at > 20
 
 
-def _interrupted(bucket: Bucket, at: int, other: Callable[[], object]) -> bool:
-    """A collection during whose `at`-th call another one runs; False where it made fewer."""
+def _interrupted(bucket: Bucket, at: int, other: Callable[[], object], act: Callable[[], object] | None = None) -> bool:
+    """A collection, or `act`, before whose `at`-th call another one runs; False where it made fewer."""
     first, ran = len(bucket.calls), False
     step = bucket._step
 
@@ -808,7 +808,7 @@ def _interrupted(bucket: Bucket, at: int, other: Callable[[], object]) -> bool:
         return step(what, name, act)
 
     bucket._step = stop  # type: ignore[method-assign]
-    collect(bucket, 0)
+    act() if act is not None else collect(bucket, 0)
     bucket._step = step  # type: ignore[method-assign]
     return ran
 

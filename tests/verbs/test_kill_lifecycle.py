@@ -138,7 +138,7 @@ class Scene:
         for run in run_ids(10):
             if run != LARGE:
                 lean_run(home, run, run.encode(), shared)
-        assert self.there.push().exit_code == 0
+                assert self.there.push().exit_code == 0  # small packs, for a collection to put together
         for run in (LIVES, AWAY, HERE):  # a version that is replaced
             self.there.write(run, "of", run.encode() * 2)
         assert self.there.push().exit_code == 0

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from guildsync.model.manifest import Digest
 from guildsync.store import gc
 from guildsync.store.draft import good_packs
-from guildsync.store.journal import Facts
+from guildsync.store.journal import Claim, Facts
 from guildsync.store.view import View
 from tests.kit.protocol.world import Journal, Move, Stored, World, pack_fact
 
@@ -61,6 +61,9 @@ class Collector(NamedTuple):
             each = [gc.condemnable(view, {pack: 1.0}, [pack], 0.0) for pack in sorted(stored.packs)]
             return [*filter(None, each), *([unneeded] if len(unneeded) != 1 else [])]
         facts = view.facts
+        if world.scope.together:
+            all_of_them = gc.condemnable(view, ages, sorted(stored.packs), 0.0)
+            return [*filter(None, {unneeded, all_of_them})] or ([unneeded] if facts.condemned & stored.packs else [])
         return [unneeded] if unneeded or facts.condemned - facts.dropped or facts.dropped & stored.packs else []
 
     def _condemns(self, world: World, stored: Stored) -> Iterable[Move]:
@@ -138,7 +141,8 @@ class Collector(NamedTuple):
             return world.find([digest], packs).get(digest, (None,))[0]
 
         drop = rules.droppable(view, self.earlier)
-        claims = gc.new_claims(view, needs, locate) | rules.repeated(view, drop)
+        rescued = gc.new_claims(view, needs, locate) if rules.rescues else frozenset[Claim]()
+        claims = rescued | rules.repeated(view, drop)
         adds = frozenset([pack_fact(self.copied)] if self.copied else [])
         return Facts(adds=adds, claims=claims, dropped=drop)
 
@@ -150,6 +154,8 @@ class Collector(NamedTuple):
         view = self._view(world)
         needs = {version: world.needs(view, version) for version in view.living}
         good = good_packs(view)
+        if not world.rules.rescues:
+            return frozenset()
         return gc.to_copy(view, needs, lambda digest: world.find([digest], good).get(digest, (None,))[0])
 
     def _view(self, world: World) -> View:

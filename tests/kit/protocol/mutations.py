@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from guildsync.model.manifest import Digest
 from guildsync.store import checkpoint, gc
 from guildsync.store.journal import Claim, Commit, Mark
+from guildsync.store.mirrored import outdated
 from guildsync.store.reading import Reading
 from guildsync.store.view import View
-from tests.kit.protocol.scopes import G1, G2, SCOPES, W1, R, U, X, living, people, purged
+from tests.kit.protocol.scopes import G1, G2, MIRROR, SCOPES, W1, H, R, U, X, apart, living, mirrored, people, purged
 from tests.kit.protocol.world import Rules, Scope, merged
 
 
@@ -80,7 +81,16 @@ class Mutation:
     why: str
 
 
+def _head_as_well(view: View, run: str) -> frozenset[str]:
+    return frozenset(version.id for version in view.versions(run) if version.id in view.living)
+
+
+def _but_for_the_newest(view: View, *_: object) -> frozenset[str]:
+    return outdated(_AllSettled(view.facts), "R0", 1)
+
+
 _PAIR = purged(W1, G1)
+_MERGED, _MIRRORED = apart(W1, G1), mirrored(MIRROR, G1, late=True)
 _SUMMED = purged(W1, G1, X, late=True, copies=True)
 _CONFUSED = "I2: R does not see"
 
@@ -99,6 +109,22 @@ MUTATIONS = {
         living(G1, R, paged=True, any_pack=True), Rules(repeated=_none_repeated, rescues_apart=True), _CONFUSED
     ),
     "H1: what is below any head is pruned": Mutation(SCOPES["C1"], Rules(prunable=_below_any_head), "I2"),
+    "H1: a mirror gives up its last version, too": Mutation(_MIRRORED, Rules(outdated=_head_as_well), "I2"),
+    "H1: what a mirror keeps is below any head": Mutation(
+        mirrored(MIRROR, G1, H, versions=1, late=True), Rules(prunable=_but_for_the_newest), "I2"
+    ),
+    "merge, W4: nothing is read after the commit": Mutation(_MERGED, Rules(proves=False), "I2"),
+    "merge, G2: nothing is condemned before": Mutation(_MERGED, Rules(condemns=False), "I2"),
+    "merge, G2: nothing is read after condemning": Mutation(_MERGED, Rules(reads_again=False), "I2"),
+    "merge, G2: what the last LIST shows first is dropped": Mutation(
+        apart(W1, G1, G2, paged=True), Rules(droppable=_any_condemned), "I2"
+    ),
+    "merge, G3: nothing is copied": Mutation(_MERGED, Rules(rescues=False), "I2"),
+    "merge, G4: nobody says what is dropped": Mutation(_MERGED, Rules(drops="never"), "I1"),
+    "merge, G4: it is said after the DELETE": Mutation(_MERGED, Rules(drops="after"), "I1"),
+    "merge, G4: they are not, and come before the drop": Mutation(
+        apart(G1, R, paged=True), Rules(repeated=_none_repeated, rescues_apart=True), _CONFUSED
+    ),
     "K1: what was purged is forgotten": Mutation(_SUMMED, Rules(summary=_forgets_purged), "I6"),
     "K1: what was dropped is forgotten": Mutation(_SUMMED, Rules(summary=_forgets_dropped), "I1"),
     "K1: marks get the checkpoint's stamp": Mutation(

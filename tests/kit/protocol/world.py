@@ -9,10 +9,11 @@ from itertools import combinations, pairwise
 from typing import Any, NamedTuple, Protocol
 
 from guildsync.model.manifest import Digest, digest_of
-from guildsync.model.run import RunId
+from guildsync.model.run import RunId, Summary
 from guildsync.store import checkpoint, gc
 from guildsync.store.draft import Draft
 from guildsync.store.journal import Claim, Commit, Facts, PackFact, Version, join
+from guildsync.store.mirrored import summary_text
 from guildsync.store.reading import Reading
 from guildsync.store.view import View
 from tests.kit.protocol.search import Found
@@ -101,9 +102,11 @@ class Rules:
     reads_again: bool = True  # G2: decide from a reading that began after it
     droppable: Callable[[View, Collection[str]], frozenset[Digest]] = gc.droppable  # G2
     repeated: Callable[[View, Collection[Digest]], frozenset[Claim]] = gc.repeated  # G4
+    rescues: bool = True  # G3
     rescues_apart: bool = False  # G4: claims and drop in two commits
     drops: str = "before"  # G4, G5: the packs are deleted: "after", "never"
     prunable: Callable[..., frozenset[str]] = gc.prunable  # H1
+    outdated: Callable[[View, str], frozenset[str]] | None = None  # H1, by a mirror; None: what `Draft` says
     summary: Callable[[Reading, str, Iterable[Digest]], Commit] = checkpoint.summary  # K1
     deletes_first: bool = False  # K2: before the checkpoint is there
     reveals: bool = False  # E1: a push writes a mark
@@ -114,9 +117,9 @@ class Scope:
     """Who shares a store, what it holds at first, and what may happen to requests.
 
     `late`: a writer's commit arrives at any time after it was sent; `late_deletes`: so do DELETEs of packs; `copies`:
-    what has arrived may arrive once more. `any_pack`: a collector may condemn any pack. `paged`: a LIST shows what was
-    there when it began, and any of what came meanwhile. `reads_before`: writers use the leave that rule W3 gives.
-    `lists_after`: collectors list packs some time after they read the journal (rule G1)."""
+    what has arrived may arrive once more. `any_pack`: a collector may condemn any pack; `together`: all of them at once.
+    `paged`: a LIST shows what was there when it began, and any of what came meanwhile. `reads_before`: writers use the
+    leave that rule W3 gives. `lists_after`: collectors list packs some time after they read the journal (rule G1)."""
 
     processes: tuple[Process, ...]
     facts: tuple[Facts, ...]
@@ -125,6 +128,7 @@ class Scope:
     late_deletes: bool = False
     copies: bool = False
     any_pack: bool = False
+    together: bool = False
     paged: bool = False
     reads_before: bool = True
     lists_after: bool = False
@@ -211,7 +215,8 @@ class World:
             return stored._replace(packs=stored.packs - {about}, under_way=under_way)
         if kind == "commit" and self.scope.copies:
             under_way |= {("copy", about)}
-        return stored._replace(journal=stored.journal | {about}, under_way=under_way)
+        there = told(stored, "pruned", self.commits[about].facts.purged)
+        return there._replace(journal=stored.journal | {about}, under_way=under_way)
 
     def under(self, scope: Scope, rules: Rules) -> World:
         """The same store for others, who go by other rules."""
@@ -310,10 +315,12 @@ def pack_fact(name: str) -> PackFact:
     return PackFact(Digest(name), 2, 1, Digest(name))
 
 
-def version_facts(run: str, letters: str, *packs: str) -> Facts:
-    """Of a version that was there before anybody came."""
+def version_facts(run: str, letters: str, *packs: str, mirrored: int = 0) -> Facts:
+    """Of a version that was there before anybody came; `mirrored`: the how many-th that a mirror committed."""
     manifest = digest_of(letters[:1].encode())
-    version = Version(f"{commit_id(0, 1)}/{run}", RunId(run), manifest, Digest(letters), "{}", ())
+    id_, summary = f"{commit_id(0, max(1, mirrored))}/{run}", summary_text(Summary(), mirrored > 0)
+    before = (f"{commit_id(0, mirrored - 1)}/{run}",) if mirrored > 1 else ()
+    version = Version(id_, RunId(run), manifest, Digest(letters), summary, before)
     claim = Claim(version.id, tuple(map(Digest, packs)))
     return Facts(frozenset(), frozenset(map(pack_fact, packs)), frozenset([version]), frozenset([claim]))
 

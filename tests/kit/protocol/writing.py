@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,12 +23,15 @@ _STORED = {CONFLICT, TRASHED}
 """Problems of a run that is nevertheless stored."""
 
 
-def publish(world: World, draft: Draft, view: View, run: str, letters: str) -> Commit:
+def publish(world: World, draft: Draft, view: View, run: str, letters: str, mirrored: bool = False) -> Commit:
     """The commit of a draft that was made from a reading with this view."""
     heads = tuple(head.id for head in view.heads(run))
-    assert not draft.add(Update(RunId(run), None, Content(letters), Summary(), heads=heads), world)
+    update = Update(RunId(run), None, Content(letters), Summary(), heads=heads, mirrored=mirrored)
+    assert not draft.add(update, world)
     commit = draft.commit(STORE)
     assert commit is not None
+    if mirrored and world.rules.outdated is not None:
+        return replace(commit, facts=replace(commit.facts, purged=world.rules.outdated(view, run)))
     return commit
 
 
@@ -41,7 +45,7 @@ def up_to_date(world: World, view: View, run: str, letters: str) -> str | None:
 class Writer(NamedTuple):
     """A push of one run: rules W0 to W4, round by round, until it is stored or somebody else decided otherwise.
 
-    `damaged`: packs that it remembers as damaged and nobody else knows of."""
+    `damaged`: packs that it remembers as damaged and nobody else knows of. `mirrored`: a mirror does it."""
 
     name: str
     run: str
@@ -52,6 +56,7 @@ class Writer(NamedTuple):
     own: tuple[str, ...] = ()
     count: int = 0
     commit: int | None = None
+    mirrored: bool = False
 
     def moves(self, world: World, stored: Stored) -> Iterable[Move]:
         step = _STEPS.get(self.at)
@@ -79,7 +84,8 @@ class Writer(NamedTuple):
             sent = stored._replace(under_way=stored.under_way | {("commit", commit)})
             yield "sends its commit", after._replace(at="waits"), sent
         else:
-            there = stored._replace(journal=stored.journal | {commit})
+            there = told(stored, "pruned", world.commits[commit].facts.purged)
+            there = there._replace(journal=stored.journal | {commit})
             yield ("puts its commit", *after._confirmed(world, there))
 
     def _waits(self, world: World, stored: Stored) -> Iterable[Move]:
@@ -128,7 +134,7 @@ class Writer(NamedTuple):
         damaged = _damage(self.damaged).news(world.seen(self.journal).reading)
         reading, own = self._reading(world, self.journal), {pack: pack_fact(pack) for pack in self.own}
         draft = Draft(reading, world.commit_id(self.name, self.count), own, damaged)
-        number = world.number(publish(world, draft, reading.view, self.run, self.letters))
+        number = world.number(publish(world, draft, reading.view, self.run, self.letters, self.mirrored))
         world.drafts[number] = draft
         return number
 
