@@ -37,7 +37,19 @@ from guildsync.store.checkpoint import (
 from guildsync.store.draft import good_packs
 from guildsync.store.fs import Files, _modified, open_url
 from guildsync.store.gc import repeated, stranded
-from guildsync.store.journal import LIVE, Commit, Facts, Mark, PackFact, condensed, decode, encode, join
+from guildsync.store.journal import (
+    LIVE,
+    Claim,
+    Commit,
+    Facts,
+    Mark,
+    PackFact,
+    Version,
+    condensed,
+    decode,
+    encode,
+    join,
+)
 from guildsync.store.mirrored import outdated
 from guildsync.store.objects import Objects
 from guildsync.store.pack import index_range, pack_path
@@ -213,6 +225,21 @@ def test_nothing_depends_on_what_a_checkpoint_forgets(facts: Facts, late: Facts)
         more = join([late] if whole is not facts else [])
         for lean in (join([condensed(facts), more]), join([condensed(facts), facts, more])):
             assert _consequences(View(lean)) == _consequences(View(whole))
+
+
+def test_what_a_version_that_was_given_up_replaced_stays_replaced() -> None:
+    run, pack = kit.RUNS[0], kit.PACKS[0]
+    ids = [f"{commit}/{run}" for commit in kit.COMMITS[:3]]
+    versions = [
+        Version(id_, run, kit.CONTENTS[0], digest_of(id_.encode()), "{}", before)
+        for id_, before in zip(ids, ((), tuple(ids[:1]), tuple(ids[1:2])), strict=True)
+    ]
+    claims = frozenset(Claim(version, (pack,)) for version in ids)
+    facts = Facts(versions=frozenset(versions), claims=claims, purged=frozenset(ids[1:2]))
+    for view in (View(facts), View(condensed(facts))):
+        assert [head.id for head in view.heads(run)] == ids[2:]
+        assert [version.id for version in view.past(run)] == ids[:1]
+        assert len(view.history(run)) == 3
 
 
 def _honest(*some: Facts) -> list[Facts]:

@@ -117,7 +117,7 @@ class Scope:
     """Who shares a store, what it holds at first, and what may happen to requests.
 
     `late`: a writer's commit arrives at any time after it was sent; `late_deletes`: so do DELETEs of packs; `copies`:
-    what has arrived may arrive once more. `any_pack`: a collector may condemn any pack; `together`: all of them at once.
+    what has arrived may arrive once more. `any_pack`: a collector may condemn any pack; `together`: all at once.
     `paged`: a LIST shows what was there when it began, and any of what came meanwhile. `reads_before`: writers use the
     leave that rule W3 gives. `lists_after`: collectors list packs some time after they read the journal (rule G1)."""
 
