@@ -157,7 +157,7 @@ class Mirror:
     ) -> None:
         self._opened, self._terms, self._teller, self._stop = opened, terms, teller, stop
         self._progress, self._clock, self._sleep = progress or Progress(), clock, sleep
-        self._options = replace(options, choose=self._choose, defers=self._defers)
+        self._options = replace(options, choose=self._choose, defers=self._defers, mirrors=True)
         self._asked = options.choose
         self._began = self._sent_at = clock()
         self._agenda = Agenda(self._began, terms.every)

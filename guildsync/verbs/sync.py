@@ -92,7 +92,8 @@ class Options:
     `details`; `origin` names the source in what the target notes about a run that still runs there; `max_delete` lifts
     the safety stop up to that many files. `revives`: is a run brought back that was deleted at the target? `agree` is
     asked before anything is removed there, and raises to stop. Of `only` these runs (None: all) is anything asked, on
-    either side. `defers` is told whether all that is to be sent is growth of files, and may put it off."""
+    either side. `defers` is told whether all that is to be sent is growth of files, and may put it off. `mirrors`: the
+    target is told that more will soon be sent."""
 
     choose: Choose = field(default=lambda records: records)
     policy: Policy = field(default_factory=Policy)
@@ -104,6 +105,7 @@ class Options:
     agree: Callable[[Removals], None] = _anything_goes
     only: Only = None
     defers: Callable[[bool], bool] = _at_once
+    mirrors: bool = False
 
 
 class Sync:
@@ -336,6 +338,7 @@ class Sync:
             metadata_was=was,
             heads=have.heads if have is not None else (),  # several: all of one content, or to be resolved
             origin=self._options.origin,
+            mirrored=self._options.mirrors,
         )
         return Intent(update, plan, there, after, alive, self._delivery(update, wanted, have))
 

@@ -18,6 +18,9 @@ import pytest
 
 from guildsync import api
 from guildsync.errors import CONFLICT, UNSETTLED, GuildsyncError, NotFound, SafetyStop, Unreachable
+from guildsync.remotes import open_remote
+from guildsync.store.mirrored import KEPT
+from guildsync.store.store import Store
 from guildsync.verbs import mirror as verb
 from tests.kit.mirrors import Running, is_same, mirror, until_same
 from tests.kit.places import THERE, Place, kinds, new_place
@@ -676,3 +679,19 @@ def test_what_only_grows_is_put_off_and_goes_along_at_the_end(stored: api.Contex
     other = api.open_context(str(tmp_path / "other"))
     assert other.pull(THERE).problems == []
     assert_same(run, tmp_path / "other/runs" / RUN)
+
+
+def test_a_store_keeps_little_of_what_a_mirror_committed(stored: api.Context, tmp_path: Path) -> None:
+    run = tmp_path / "home/runs" / RUN
+    begin(run)
+    with mirror(stored, (HERE, THERE)) as running:
+        for number in range(6):
+            (run / f"checkpoint {number}").write_bytes(b"%d" % number)
+            until(lambda number=number: len(running.outcomes) > number, f"checkpoint {number}")  # type: ignore[misc]
+        assert running.stop().problems == []
+    remote = open_remote(stored.config.remote(THERE), stored.home)
+    with remote.opened(stored.home, fresh=True) as store:
+        assert isinstance(store, Store)
+        view = store._read().view
+        assert len(view.versions(RUN)) > KEPT + 1
+        assert len([version for version in view.living if version.endswith(RUN)]) <= KEPT + 1
