@@ -514,6 +514,7 @@ def test_a_mounted_source_that_is_unmounted_and_comes_back(near: Pair, tmp_path:
 def test_a_target_that_goes_away_is_not_made_anew(near: Pair, tmp_path: Path) -> None:
     with near.mirror() as running:
         near.until_same()
+        until(lambda: running.outcomes, "the end of the first look")
         near.target.rename(tmp_path / "away")
         append(near.run() / ".guild/output", b"more")
         until(lambda: running.warnings, "a word about it")
