@@ -169,6 +169,7 @@ _, OTHER = new_key()
         (f"{OTHER}\n", []),
         (BLOCK.format("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI short"), []),
     ],
+    ids=[str(n) for n in range(12)],  # each worker has made another key
 )
 def test_what_a_console_shows(console: str, keys: list[str]) -> None:
     assert console_keys(console, PUBLIC) == keys
