@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import zstandard
 from guildsync.errors import Damaged, GuildsyncError
 from guildsync.model.manifest import Digest, digest_of
 from guildsync.store.fs import Absent, Files
-from guildsync.store.journal import MAX_DECODED, Commit, PackFact, condensed, split_name
+from guildsync.store.journal import MAX_DECODED, Commit, Facts, PackFact, condensed, split_name
 from guildsync.store.pack import ROW, Row
 from guildsync.store.reading import GRACE_AT_LEAST, Journal, Reading
 
@@ -22,6 +22,8 @@ SOON = 3600.0
 """The same under a mirror, which puts an entry every half a minute: rule K4 asks for ten minutes."""
 CHECKPOINT_AFTER = 64
 """So many entries that no checkpoint sums up make a writer write one."""
+MOST_TABLES = 16
+"""So many index objects are replaced by one."""
 MOST_DELETED = 1000
 """So many entries does one commit delete at most."""
 
@@ -31,7 +33,7 @@ _MAGIC = b"guildsync-index 1\n"
 class Indices(Protocol):
     """Where the objects of packs stand (`store.objects.Objects`)."""
 
-    def load(self, facts: Iterable[PackFact]) -> Mapping[str, Exception]: ...
+    def load(self, facts: Iterable[PackFact], tables: Collection[Digest]) -> Mapping[str, Exception]: ...
 
     def index(self, pack: str) -> Mapping[Digest, Row]: ...
 
@@ -81,10 +83,14 @@ def hidden(reading: Reading, own: str, grace: float) -> list[str]:
 
 def uncovered(reading: Reading) -> list[PackFact]:
     """The packs, neither condemned nor dropped, that the index objects of no checkpoint were made for."""
-    facts = reading.view.facts
+    known = (checkpoint.facts.adds for checkpoint in reading.checkpoints if checkpoint.tables)
+    return sorted(set(usable(reading.view.facts)).difference(*known))
+
+
+def usable(facts: Facts) -> list[PackFact]:
+    """The packs that are neither condemned nor dropped."""
     bad = facts.condemned | facts.dropped
-    alone = facts.adds.difference(*(checkpoint.facts.adds for checkpoint in reading.checkpoints if checkpoint.tables))
-    return sorted(fact for fact in alone if fact.name not in bad)
+    return sorted(fact for fact in facts.adds if fact.name not in bad)
 
 
 # -- index objects
@@ -155,8 +161,10 @@ class Checkpointer:
 
     def sum_up(self, reading: Reading) -> None:
         """Put a checkpoint of a reading without problems, after the index object that it names."""
-        packs = uncovered(reading)
-        self._indices.load(packs)
+        tables = set(reading.tables)
+        anew = len(tables) >= MOST_TABLES
+        packs = usable(reading.view.facts) if anew else uncovered(reading)
+        self._indices.load(packs, reading.tables)
         indices, room = {}, MAX_DECODED
         for fact in packs:
             rows = self._indices.index(fact.name).values()
@@ -164,7 +172,7 @@ class Checkpointer:
             room -= 36 + len(data)
             if digest_of(data) == fact.index_digest and room >= 0:
                 indices[fact.name] = data
-        tables = set(reading.tables)
+        tables = set() if anew else tables
         if indices:
             table = encode_table(indices)
             tables.add(digest_of(table))

@@ -54,8 +54,10 @@ class Reading:
 
     @property
     def tables(self) -> tuple[Digest, ...]:
-        """The index objects that checkpoints name."""
-        return tuple(sorted({table for checkpoint in self.checkpoints for table in checkpoint.tables}))
+        """The index objects that checkpoints name which no other sums up."""
+        summed = {name for checkpoint in self.checkpoints for name in checkpoint.sums}
+        last = (checkpoint for checkpoint in self.checkpoints if checkpoint.name not in summed)
+        return tuple(sorted({table for checkpoint in last for table in checkpoint.tables}))
 
     @property
     def stored(self) -> dict[str, float]:

@@ -438,6 +438,22 @@ def test_checkpoints_that_hide_each_other_do_not_keep_what_they_sum_up_for_ever(
     assert hidden(reading, said(9, 9).name, 0.0) == []
 
 
+def test_index_objects_do_not_become_more_and_more(
+    bucket: Bucket, pool: Executor, often: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "MOST_TABLES", 3)
+    for number in range(10 * often):
+        push(bucket, number)
+        bucket.now += DAY
+        assert all(len(made.tables) <= 3 for made in bucket.checkpoints())
+    with opened(bucket) as store:
+        store.collect(None)
+    last = bucket.checkpoints()[-1]
+    assert set(bucket.names("index")) == set(read(bucket, pool).tables) == set(last.tables)
+    tabled = [decode_table(name, bucket._files.get(table_path(name))).keys() for name in last.tables]
+    assert frozenset().union(*tabled) == {fact.name for fact in last.facts.adds}
+
+
 def test_under_a_mirror_an_hour_is_enough(bucket: Bucket, often: int) -> None:
     made = aged(bucket, often)
     bucket.now = bucket.since[f"journal/{made.name}"] + SOON
