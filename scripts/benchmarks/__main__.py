@@ -74,10 +74,10 @@ def _tools(kind: Kind, words: str) -> tuple[list[Tool], dict[str, str]]:
 
 def main(argv: Sequence[str]) -> int:
     """0: measured, whatever the times; 1: something failed, or was not delivered; 2: usage."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go as after an interrupt
     if argv[:1] == ["mirror"]:
         return mirror.main(argv[1:])
     given = _arguments(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go as after an interrupt
     try:
         how = _settings(given)
         kind = KINDS[given.kind]
