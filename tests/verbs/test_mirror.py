@@ -617,6 +617,7 @@ def test_what_cannot_be_reached_at_first_is_an_error(tmp_path: Path, monkeypatch
 def test_what_is_gone_at_the_end_is_an_error(near: Pair, tmp_path: Path) -> None:
     with near.mirror() as running:
         near.until_same()
+        until(lambda: running.outcomes, "the end of the first look")
         near.target.rename(tmp_path / "away")
         append(near.run() / ".guild/output", b"more")
         until(lambda: running.warnings, "a word about it")
