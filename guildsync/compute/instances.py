@@ -108,8 +108,10 @@ def is_live(row: Row) -> bool:
 
 def chosen(rows: Sequence[Row]) -> Row | None:
     """The one machine of a remote, of those that live: the oldest by the provider's clock. All clients choose alike
-    without having heard of each other; none that is in use loses to one that is made now."""
-    return min(filter(is_live, rows), key=lambda row: (row.instance.since, row.instance.id), default=None)
+    without having heard of each other; none that is in use loses to one that is made now, be it in the same second."""
+    return min(
+        filter(is_live, rows), key=lambda row: (row.instance.since, not row.host_key, row.instance.id), default=None
+    )
 
 
 def surplus(rows: Sequence[Row], token: str | None) -> Row | None:

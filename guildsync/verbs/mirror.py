@@ -213,8 +213,13 @@ class Mirror:
                 continue
             agenda.hinted(sides.hints.wait(0.0), now)
             look = agenda.due(self._clock())
-            if look is not None and self._looked(sides, look) and self._all_ended:
-                break
+            if look is None:
+                continue
+            has_all = self._looked(sides, look)
+            if self._all_ended:
+                if has_all:
+                    break
+                agenda.everything(self._clock(), _LATER)
         self._finish(sides)
 
     def _wait(self, sides: Sides, seconds: float) -> None:

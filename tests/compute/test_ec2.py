@@ -671,3 +671,5 @@ def test_which_machine_is_the_remotes() -> None:
     tied = [_row("i-b", 1), _row("i-a", 1)]
     assert chosen(tied) == tied[1]
     assert chosen(tied[::-1]) == tied[1]
+    assert chosen([_row("i-a", 1), _row("i-b", 1, host_key="k")]) == _row("i-b", 1, host_key="k")
+    assert chosen([_row("i-a", 1), _row("i-b", 2, host_key="k")]) == _row("i-a", 1)

@@ -187,6 +187,25 @@ def test_a_selector_limits_it_and_it_ends_by_itself(pair: Pair) -> None:
     assert sorted(os.listdir(pair.target / "runs")) == [RUN]
 
 
+def test_what_is_written_after_the_end_goes_along_and_does_not_keep_it(
+    near: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, real = iter(range(4)), verb.Sync.run
+
+    def run(sync: verb.Sync) -> api.Outcome:
+        if not (near.run() / ".guild/LOCK").exists() and next(looks, None) is not None:
+            append(near.run() / ".guild/output", b"after the end\n")
+        return real(sync)
+
+    begin(near.run())
+    with near.mirror(api.Terms(ends=True, each=False), choose=api.Choice((RUN,))) as running:
+        near.until_same()
+        monkeypatch.setattr(verb.Sync, "run", run)
+        end(near.run())
+        assert running.ended().problems == []
+    near.same_in_the_end()
+
+
 def test_what_has_ended_is_mirrored_once(pair: Pair) -> None:
     with pair.mirror(api.Terms(ends=True, each=False), choose=api.Choice((RUN,))) as running:
         assert running.ended().problems == []
