@@ -25,7 +25,7 @@ from guildsync.verbs.files import Files, look
 from guildsync.verbs.lifecycle import Acted, Request, Verified
 from guildsync.verbs.machine import Agree, Stakes
 from guildsync.verbs.mirror import Mirror, Mirrored, Sides, Silent, Teller, Terms
-from guildsync.verbs.outcome import Outcome, Progress
+from guildsync.verbs.outcome import Outcome, Progress, crossing
 from guildsync.verbs.survey import Found, Place, Question, Survey, nothing_at, survey
 from guildsync.verbs.sync import DELIVERED, NoBases, Options, Removals, Sync
 from guildsync.verbs.training import Followed, Line, stop, tail
@@ -154,7 +154,10 @@ class Context:
         one, other = alike(self.remote(source), self.remote(target))
         with self._pair(one, other, rehash) as (want, have):
             options = replace(options, origin=one.name)
-            return Sync(want, have, bases(self.home, want, have), options, progress).run()
+            outcome = Sync(want, have, bases(self.home, want, have), options, progress).run()
+            crossed = crossing(want, have)
+            outcome.requests = None if crossed is None else crossed.requests
+            return outcome
 
     def mirror(
         self,
@@ -173,7 +176,7 @@ class Context:
         policy = replace(options.policy, paths=lasting(options.policy.paths))
         options = replace(options, origin=one.name, policy=policy)
         if other.layout == STORE:
-            terms = replace(terms, every=other.poll, growth=GROWTH)
+            terms = replace(terms, every=other.config.poll, growth=GROWTH)
         with mirroring(self.home, one, other):
             opened = partial(self._sides, replace(one, patient=True), other)
             return Mirror(opened, options, terms, teller, stop=stop, progress=progress).run()

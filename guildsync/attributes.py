@@ -24,6 +24,7 @@ from guildsync.model.ports import (
     RawUpdate,
     Scan,
     Step,
+    Traffic,
     Update,
     Want,
 )
@@ -165,6 +166,10 @@ class AttributedTree:
     @property
     def problems(self) -> Sequence[Problem]:
         return self._tree.problems
+
+    @property
+    def traffic(self) -> Traffic | None:
+        return self._tree.traffic
 
     @property
     def hints(self) -> Hints:

@@ -21,7 +21,6 @@ from guildsync.hints import Periodic, WatchedHome
 from guildsync.hosts import PLAIN, Surroundings, Way
 from guildsync.model.ports import Bases, Executor, Hints, Machine, Reach, Reads, Replica, Step
 from guildsync.model.run import RunId, checked_run_id
-from guildsync.schema import POLL
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home
 from guildsync.tree.kept import HomeBases, HomeCache
@@ -114,11 +113,6 @@ class Remote:
             yield store
         finally:
             store.close()
-
-    @property
-    def poll(self) -> float:
-        """Seconds between two looks at a store."""
-        return self.config.poll if isinstance(self.config, (S3Remote, FsspecRemote)) else POLL
 
     @property
     def can_execute(self) -> bool:
@@ -231,7 +225,7 @@ def hinted(remote: Remote, home: Home, replica: Replica) -> Iterator[Hints]:
     """What says when to look at an opened remote again: files that are here are watched, a store is looked at every few
     seconds."""
     if replica.hints is None:
-        yield Periodic(remote.poll)
+        yield Periodic(remote.config.poll)
     elif isinstance(remote.config, LocalRemote):
         watched = WatchedHome(home if remote.name == LOCAL else Home(_path(remote.config)))
         try:

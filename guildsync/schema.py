@@ -135,12 +135,14 @@ def _is(parse: Callable[[Any], Any], *others: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
-    """What the configuration says of a remote, whatever its type. Durations are seconds, paths have `~` expanded."""
+    """What the configuration says of a remote, whatever its type. Durations are seconds, paths have `~` expanded.
+    `poll`: between two looks of a mirror at a store."""
 
     type: ClassVar[str]
     name: str
     description: str | None = field(default=None, metadata=_is(_text))
     keep_env: bool = field(default=False, metadata=_is(_boolean))
+    poll: float = field(default=POLL, metadata=_is(_period))
 
 
 _LAYOUT = _is(_one_of("tree", "store"))
@@ -168,7 +170,6 @@ class S3Remote(RemoteConfig):
     storage_class: str | None = field(default=None, metadata=_is(_text))
     sse: str | None = field(default=None, metadata=_is(_text))
     grace: float = field(default=86400.0, metadata=_is(duration))
-    poll: float = field(default=POLL, metadata=_is(_period))
     engine: str = field(default="auto", metadata=_is(_one_of("auto", "obstore", "s3fs")))
     local_env: Mapping[str, str] = field(default_factory=dict, metadata=_is(_environment))
 
@@ -180,7 +181,6 @@ class FsspecRemote(RemoteConfig):
     type: ClassVar[str] = "fsspec"
     url: str = field(metadata=_is(parse_url))
     options: Mapping[str, Any] = field(default_factory=dict, metadata=_is(_mapping))
-    poll: float = field(default=POLL, metadata=_is(_period))
 
 
 @dataclass(frozen=True, kw_only=True)

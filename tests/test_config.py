@@ -100,7 +100,7 @@ def test_the_example_shows_every_key_with_a_comment_or_a_plain_meaning() -> None
         if kind:
             here = set(re.findall(r"^    ([a-z0-9-]+):", block, re.M))
             wanted = own[config.TYPES[kind[1]]] - (ssh if kind[1] == "ec2" else set())
-            assert wanted - {"description", "keep-env"} <= here
+            assert wanted - {"description", "keep-env", "poll"} <= here
 
 
 # layers

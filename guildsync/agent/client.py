@@ -38,6 +38,7 @@ from guildsync.agent.values import (
 from guildsync.errors import Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, checked_digest
 from guildsync.model.ports import (
+    NO_TRAFFIC,
     Collected,
     Known,
     Lost,
@@ -47,6 +48,7 @@ from guildsync.model.ports import (
     RawUpdate,
     Scan,
     Step,
+    Traffic,
     Want,
 )
 from guildsync.model.run import RunId, checked_run_id
@@ -111,6 +113,7 @@ class FarTree:
         self._resumed = 0
         self._listing: Iterator[RawRecord] | None = None
         self._lanes: dict[str, Sequence[FarTree]] = {}
+        self._gone = NO_TRAFFIC
         self.further: Callable[[str], Sequence[FarTree]] | None = None
         try:
             if opening is not None:
@@ -143,6 +146,13 @@ class FarTree:
     def broken(self) -> GuildsyncError | None:
         """What the connection failed with."""
         return self._channel.broken
+
+    @property
+    def traffic(self) -> Traffic:
+        found = self._gone.plus(Traffic(self.round_trips, self.bytes_out, self.bytes_in))
+        for lane in itertools.chain(*self._lanes.values()):
+            found = found.plus(lane.traffic)
+        return found
 
     @property
     def bytes_out(self) -> int:
@@ -376,6 +386,7 @@ class FarTree:
         if staging not in self._lanes:
             for old in [name for name in self._lanes if name and staging]:
                 for lane in self._lanes.pop(old):
+                    self._gone = self._gone.plus(lane.traffic)
                     lane.close()  # it stages where nobody looks any more
             began = time.monotonic()
             self.ping()

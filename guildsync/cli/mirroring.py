@@ -133,12 +133,19 @@ def mirrored(settings: Settings, context: Context, what: Mirroring) -> int:
     else:
         failed = words.failures(done.problems)
         said = f"Mirrored {_amount(done)} {what.along} in {words.seconds(done.seconds)}"
-        terminal.done(f"{said}; {failed}" if failed else said)
+        terminal.done("; ".join(filter(None, [said, _cost(done), failed])))
     return Interrupted.exit_code if stop.asked else int(done.exit_code)
 
 
 def _amount(done: Mirrored) -> str:
     return f"{number(len(done.runs), 'run')} ({number(done.files, 'file')}, {size(done.bytes_total)})"
+
+
+def _cost(done: Mirrored) -> str:
+    hourly = done.hourly
+    if hourly is None or not hourly.requests:
+        return ""
+    return f"an hour like this: {number(hourly.requests, 'request')}, {size(hourly.sent + hourly.received)}"
 
 
 def _time() -> Any:

@@ -192,6 +192,21 @@ class Base:
         return Manifest.decode(self.encoded)
 
 
+class Traffic(NamedTuple):
+    """What crossed to a replica and back: round trips, but not what was tried anew below them; bytes, of a store those
+    of its objects, of a connection all."""
+
+    requests: int
+    sent: int
+    received: int
+
+    def plus(self, other: "Traffic", times: int = 1) -> "Traffic":
+        return Traffic(*(one + times * more for one, more in zip(self, other)))  # noqa: B905 - Python 3.8
+
+
+NO_TRAFFIC = Traffic(0, 0, 0)
+
+
 class Reads(Protocol):
     """What every kind of replica can be asked, parsed or not."""
 
@@ -210,6 +225,10 @@ class Reads(Protocol):
     @property
     def problems(self) -> Sequence[Problem]:
         """What of the replica as a whole could not be read the last time it was listed."""
+
+    @property
+    def traffic(self) -> Optional[Traffic]:
+        """With a store or a connection since it was opened; None of a home on this machine."""
 
     def manifests(self, known: Known) -> Iterable[Scan]:
         """The runs of `known` that are there, as they are now. A run that is not there is left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import TimeoutError as StillRunning
@@ -16,6 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from guildsync.errors import GuildsyncError, NoRoom, NotFound, Refused, Unreachable, Usage, without_secrets
+from guildsync.model.ports import NO_TRAFFIC, Traffic
 
 _CODE_OF_S3 = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 _OF_SSH = re.compile(r"""(?:['"]|::)(?:sftp|ssh)(?:://|::|['"])""", re.IGNORECASE)
@@ -58,6 +60,8 @@ _PROVIDERS = {
 """What is not listed here is taken to guarantee nothing: a rename, and no order."""
 
 
+_PAGE = 1000
+"""Files that one request lists, where a listing is made of several."""
 _TIMES = ("LastModified", "last_modified", "modified", "updated", "mtime", "created")
 
 
@@ -80,7 +84,7 @@ class Files:
     """The objects of a store as files of an fsspec filesystem, by literal names below one root.
 
     Names are relative and hold only `[0-9a-z/._-]`. Whatever the filesystem raises leaves here as Absent or as a
-    GuildsyncError. All methods may be called from several threads.
+    GuildsyncError. All methods may be called from several threads. `traffic` counts them, and the bytes of files.
     """
 
     def __init__(self, fs: Any, root: str, where: str, provider: Provider, total: float = PATIENCE.total) -> None:
@@ -88,6 +92,8 @@ class Files:
         self.fs = fs
         self._under_way: set[Any] = set()
         self._given_up = False
+        self._counting = threading.Lock()
+        self.traffic = NO_TRAFFIC
         self._total = total
         self.root = root.rstrip("/") or root
         self.where = where
@@ -102,7 +108,8 @@ class Files:
             try:
                 found = self._call("find", path, detail=True).values() if deep else self._call("ls", path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
-                return {}
+                found = ()
+            self._count(1 + len(found) // _PAGE)
             top, marker = self.root.lstrip("/") + "/", path.strip("/")
             return {
                 info["name"].lstrip("/").removeprefix(top): Size(info["size"] or 0, _modified(info))
@@ -114,16 +121,17 @@ class Files:
     def get(self, name: str) -> bytes:
         """All of a file; raises Absent."""
         with self._translated(name):
-            return bytes(self._call("cat_file", self._path(name)))
+            return self._came(self._call("cat_file", self._path(name)))
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a file, fewer at its end; raises Absent."""
         with self._translated(name):
-            return bytes(self._call("cat_file", self._path(name), start=start, end=stop))
+            return self._came(self._call("cat_file", self._path(name), start=start, end=stop))
 
     def put(self, name: str, data: bytes) -> None:
         """Make a file whole and durable, or leave nothing under its name. Putting the same bytes again is harmless."""
         path = self._path(name)
+        self._count(sent=len(data))
         with self._translated(name):
             if self.provider.whole_put:
                 try:
@@ -139,6 +147,7 @@ class Files:
 
     def remove(self, name: str) -> None:
         """Remove one file; one that is not there is no error."""
+        self._count()
         try:
             with self._translated(name):
                 self._call("rm_file", self._path(name))
@@ -151,6 +160,7 @@ class Files:
         if self.provider.local or not self.provider.ascending:
             return
         bucket = self.root.partition("/")[0]
+        self._count()
         with self._translated(bucket):
             try:
                 self._call("ls", bucket, detail=False)
@@ -160,6 +170,15 @@ class Files:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+    def _count(self, requests: int = 1, sent: int = 0, received: int = 0) -> None:
+        with self._counting:
+            self.traffic = self.traffic.plus(Traffic(requests, sent, received))
+
+    def _came(self, found: Any) -> bytes:
+        data = bytes(found)
+        self._count(received=len(data))
+        return data
 
     def _call(self, method: str, *args: Any, seconds: float | None = None, **options: Any) -> Any:
         """One call of the filesystem. Where it can be given up it is, when its time is over or on Ctrl-C; what then

@@ -9,7 +9,20 @@ from dataclasses import replace
 
 from guildsync.errors import DAMAGED, MISSING, Damaged, GuildsyncError, Problem, Unreachable
 from guildsync.model.manifest import Digest, Manifest, canonical, digest_of
-from guildsync.model.ports import Cache, Collected, Known, Lost, Moment, Only, Piece, Scan, Step, Update, Want
+from guildsync.model.ports import (
+    Cache,
+    Collected,
+    Known,
+    Lost,
+    Moment,
+    Only,
+    Piece,
+    Scan,
+    Step,
+    Traffic,
+    Update,
+    Want,
+)
 from guildsync.model.run import NO_METADATA, Metadata, Record, RunId, Summary
 from guildsync.store.cache import NoCache
 from guildsync.store.checkpoint import GRACE, Checkpointer
@@ -90,6 +103,10 @@ class Store:
     @property
     def problems(self) -> Sequence[Problem]:
         return self._read().problems
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._files.traffic
 
     # -- reading
 

@@ -14,8 +14,8 @@ from guildsync.tree import attrs
 from guildsync.tree.dirs import open_directory
 from guildsync.tree.home import Home
 
-QUICK, SLOW = 0.5, 5.0
-"""Seconds between two looks at runs that move, and between two at all of them."""
+QUICK, SLOW = 0.1, 5.0
+"""Seconds between two looks at runs that move, and between two at all of them, where looks take next to no time."""
 LIVELY = 60.0
 """For so many seconds after it moved a run is looked at often."""
 SHARE = 20

@@ -197,6 +197,10 @@ class Tree:
             reader.close()
 
     @property
+    def traffic(self) -> None:
+        return None
+
+    @property
     def folder(self) -> HomeFolder:
         return HomeFolder(self._home)
 

@@ -20,16 +20,18 @@ from guildsync.errors import (
     Unreachable,
     exit_code_of,
 )
-from guildsync.model.ports import Bases, Hints, Source, Target
+from guildsync.model.ports import NO_TRAFFIC, Bases, Hints, Source, Target, Traffic
 from guildsync.model.run import PENDING, RUNNING, STAGED, Record, RunId
 from guildsync.verbs.agenda import LATEST, Agenda, Look
-from guildsync.verbs.outcome import Clock, Outcome, Progress, problem_row
+from guildsync.verbs.outcome import Clock, Outcome, Progress, crossing, problem_row
 from guildsync.verbs.sync import Options, Sync
 
 SLICE = 1.0
 """Seconds that a wait for a hint takes at the most: then it is seen whether to end."""
 FLUSH, PATIENT_FLUSH = 3.0, 30.0
 """Seconds that the end waits for files that are being rewritten: where somebody asked for it, and where nobody did."""
+TELLING = 30.0
+"""Seconds from which on a rate says something."""
 NEVER = 60.0
 """Seconds after which a file that is still being rewritten is spoken of."""
 ROUNDS = 5
@@ -71,7 +73,7 @@ class Terms:
 class Mirrored:
     """What a mirror did so far: counters as in an Outcome, of deliveries. `lag`: seconds from the first hint to the end
     of the last delivery. `waiting` are files that are being rewritten, by run and path; `problems` are those that
-    are left in the end."""
+    are left in the end. `hourly` is what an hour costs at the rate since the first look, where that is worth saying."""
 
     runs: set[RunId] = field(default_factory=set)
     deliveries: int = 0
@@ -82,6 +84,8 @@ class Mirrored:
     lag: float = 0.0
     seconds: float = 0.0
     waiting: frozenset[tuple[str, bytes | None]] = frozenset()
+    traffic: Traffic = NO_TRAFFIC
+    hourly: Traffic | None = None
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -104,6 +108,8 @@ class Mirrored:
             "bytes_sent": self.bytes_sent,
             "removed": self.removed,
             "seconds": round(self.seconds, 3),
+            "traffic": self.traffic._asdict(),
+            "hourly": self.hourly._asdict() if self.hourly else None,
             "problems": [problem_row(problem) for problem in self.problems],
         }
 
@@ -169,6 +175,8 @@ class Mirror:
         self._warned: set[str] = set()
         self._is_last = self._was_there = False
         self._looks = 0
+        self._past = NO_TRAFFIC
+        self._steady: tuple[float, Traffic] | None = None
         self.done = Mirrored()
 
     def run(self) -> Mirrored:
@@ -181,7 +189,10 @@ class Mirror:
                 with self._opened() as sides:
                     once = True
                     self._agenda.everything(self._clock())
-                    self._follow(sides)
+                    try:
+                        self._follow(sides)
+                    finally:
+                        self._past = self._crossed(sides)
                 break
             except (Unreachable, NotFound) as exc:
                 if self._looks > looks:
@@ -196,7 +207,18 @@ class Mirror:
                 pause = min(2 * pause, _LONGEST)
         self.done.problems = [problem for found in self._problems.values() for problem in found]
         self.done.seconds = self._clock() - self._began
+        self.done.traffic, self.done.hourly = self._past, self._hourly
         return self.done
+
+    def _crossed(self, sides: Sides) -> Traffic:
+        """On all connections so far."""
+        return self._past.plus(crossing(sides.source, sides.target) or NO_TRAFFIC)
+
+    @property
+    def _hourly(self) -> Traffic | None:
+        if self._steady is None or (lasted := self._clock() - self._steady[0]) < TELLING:
+            return None
+        return Traffic(*(round(3600 * count / lasted) for count in self._past.plus(self._steady[1], -1)))
 
     @property
     def _is_over(self) -> bool:
@@ -250,6 +272,8 @@ class Mirror:
         outcome = self._synced(sides, look)
         now = self._clock()
         self._looks += 1
+        if self._steady is None and look.runs is None:
+            self._steady = now, self._crossed(sides)
         self._agenda.looked(began, now)
         self._note(outcome, look, now)
         return look.runs is None and not outcome.runs and not self._held and not outcome.deferred

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from guildsync.errors import CONFLICT, Problem, SafetyStop, exit_code_of
 from guildsync.model.manifest import text
+from guildsync.model.ports import Reads, Traffic
 from guildsync.model.run import RunId
 
 
@@ -15,7 +17,7 @@ from guildsync.model.run import RunId
 class Outcome:
     """`runs` and `files` were delivered, `same` runs were there already, `skipped` were deleted there; bytes are of
     files' content: all that was to be delivered, what of it crossed, what the target had already, and what of that an
-    interrupted sync had brought. `deferred` runs are to be delivered later."""
+    interrupted sync had brought. `deferred` runs are to be delivered later. `requests`: None where nobody counts."""
 
     runs: int = 0
     files: int = 0
@@ -102,6 +104,13 @@ class Progress:
     def _tell(self) -> None:
         if self._seen is not None:
             self._seen(self)
+
+
+def crossing(*sides: Reads) -> Traffic | None:
+    """What crossed to all of them and back; None where nobody counts."""
+    found = [side.traffic for side in sides]
+    told = [traffic for traffic in found if traffic is not None]
+    return reduce(Traffic.plus, told) if told else None
 
 
 Clock = Callable[[], float]

@@ -52,8 +52,10 @@ class Site:
         """Of what must go well."""
         self._proxy.forget()
         done = act()
-        assert not isinstance(done, Outcome) or done.problems == []
         cost = Cost("\n".join(self._proxy.requests), len(self._proxy.requests), self._proxy.bytes_out)
+        if isinstance(done, Outcome):
+            assert done.problems == []
+            assert done.requests in (cost.count, cost.count - 1)  # s3fs may ask what kind of thing a name is
         print(f"{what}: {cost.count} requests, {cost.sent} bytes sent")
         return cost
 

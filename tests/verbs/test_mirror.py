@@ -18,6 +18,7 @@ import pytest
 
 from guildsync import api
 from guildsync.errors import CONFLICT, UNSETTLED, GuildsyncError, NotFound, SafetyStop, Unreachable
+from guildsync.model.ports import NO_TRAFFIC
 from guildsync.remotes import open_remote
 from guildsync.store.mirrored import KEPT
 from guildsync.store.store import Store
@@ -700,6 +701,29 @@ def test_what_only_grows_is_put_off_and_goes_along_at_the_end(stored: api.Contex
     other = api.open_context(str(tmp_path / "other"))
     assert other.pull(THERE).problems == []
     assert_same(run, tmp_path / "other/runs" / RUN)
+
+
+def test_what_a_mirror_costs(stored: api.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crossed in all, and what an hour costs from the first look on."""
+    monkeypatch.setattr(verb, "TELLING", 0.0)
+    run = tmp_path / "home/runs" / RUN
+    with mirror(stored, (HERE, THERE)) as running:
+        until(lambda: running.outcomes, "the first delivery")
+        (run / "checkpoint").write_bytes(os.urandom(200_000))
+        until(lambda: len(running.outcomes) > 1, "the checkpoint")
+        done = running.stop()
+    assert done.traffic.sent > 200_000
+    assert done.traffic.requests > 4
+    assert done.hourly is not None
+    assert done.hourly.sent * done.seconds / 3600 > 200_000 > done.traffic.sent - 200_000
+    assert done.to_json()["traffic"]["requests"] == done.traffic.requests
+
+
+def test_what_crosses_no_network_costs_nothing(near: Pair) -> None:
+    with near.mirror() as running:
+        near.until_same()
+        done = running.stop()
+    assert (done.traffic, done.hourly) == (NO_TRAFFIC, None)
 
 
 def test_a_store_keeps_little_of_what_a_mirror_committed(stored: api.Context, tmp_path: Path) -> None:
