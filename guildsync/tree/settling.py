@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 from guildsync.model.manifest import PART_SIZE, Digest, Entry
 from guildsync.tree.statcache import SETTLED_NS, Stamp, stamp_of
 
-GAP = 0.7
+GAP = 0.6
 """Seconds between two readings that must find the same bytes. Both, and the sending of what they found, are to fit into
 a pause of three seconds."""
 STILL_NS = 20_000_000
 """A file that is one object rests where it was last written so long ago, by the clock of its filesystem."""
 FORGOTTEN = 600.0
 """Seconds after which what was seen of a file that nobody looks at any more is forgotten."""
-SHARE = 4
-"""One in so many seconds may go into reading a large file again."""
+LONG, SHARE = 0.5, 4
+"""One in so many seconds may go into reading a large file again; but what waits, and is read in less than so long, is
+to fit into a pause."""
 
 
 class Seen(NamedTuple):
@@ -36,7 +37,7 @@ Read = Callable[[Optional[Entry]], Seen]
 @dataclass(frozen=True)
 class _Sight:
     """A file as it was last read, by a reading that began at `at` and took `took` seconds; it was first seen with
-    these bytes at `since`. `shown` is what was last worth showing of it."""
+    these bytes at `since`. `shown` is what was last worth showing of it; `seen` is how it was last looked at."""
 
     digest: Digest
     stamp: Stamp
@@ -45,6 +46,7 @@ class _Sight:
     since: float
     entry: Entry
     shown: Optional[Entry]
+    seen: Stamp
 
     @property
     def is_shown(self) -> bool:
@@ -52,15 +54,22 @@ class _Sight:
 
     @property
     def again_at(self) -> float:
-        return self.at + self.took + max(GAP if not self.is_shown else 0.0, SHARE * self.took)
+        gap = 0.0 if self.is_shown else GAP
+        share = SHARE * self.took if self.is_shown or self.took > LONG else 0.0
+        return self.at + self.took + max(gap, share)
+
+    def is_rewritten(self, stamp: Stamp) -> bool:
+        """Was it written since it was last looked at, in a way that cannot be growth?"""
+        return self.seen.inode == stamp.inode and self.seen.size == stamp.size and self.seen != stamp
 
 
 class Settling:
     """Remembers, from one scan to the next, what it saw of files.
 
     Stat data cannot say that a file rests: a memory-mapped writer changes bytes without them. So a large file is shown
-    when two readings, `GAP` seconds apart, found the same bytes and the same stat data; a small one, which is read by
-    one call, where it is still. Either is shown at once where it only grew, or was renamed into place.
+    when two readings, `GAP` seconds apart, found the same bytes and the same stat data, and is not read while these say
+    that it is being rewritten; a small one, which is read by one call, is shown where it is still. Either is shown at
+    once where it only grew, or was renamed into place.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,13 +87,13 @@ class Settling:
         self, path: Tuple[str, bytes], info: os.stat_result, cached: Optional[Entry], read: Read, still: bool
     ) -> Seen:
         """What is to be shown of a file; no entry: nothing for now. `still`: nobody was writing to it just now."""
-        sight, began = self._sights.get(path), self._clock()
+        sight, stamp, began = self._sights.get(path), stamp_of(info), self._clock()
         is_large = info.st_size > PART_SIZE
-        if is_large and sight is not None and began < sight.again_at:
-            rests = sight.is_shown and sight.stamp == stamp_of(info)
+        if is_large and sight is not None and (sight.is_rewritten(stamp) or began < sight.again_at):
+            self._sights[path] = replace(sight, seen=stamp)
+            rests = sight.is_shown and sight.stamp == stamp
             return Seen(sight.shown if rests else None)
-        shown = sight.shown if sight is not None else cached
-        stamp, since = stamp_of(info), began
+        shown, since = sight.shown if sight is not None else cached, began
         before = shown or (sight.entry if sight is not None else None)
         moved = sight is not None and not (sight.is_shown and sight.stamp == stamp)
         if moved and before is not None and before.size == info.st_size:
@@ -98,7 +107,7 @@ class Settling:
         shows = grew or _is_whole(sight, info) or (began - since >= GAP if is_large else still)
         took = self._clock() - began
         shown = entry if shows else shown
-        self._sights[path] = _Sight(entry.digest, stamp, began, took, since, entry, shown)
+        self._sights[path] = _Sight(entry.digest, stamp, began, took, since, entry, shown, stamp)
         return Seen(entry if shows else None)
 
     def forget(self, path: Tuple[str, bytes]) -> None:

@@ -35,7 +35,7 @@ TELLING = 30.0
 NEVER = 60.0
 """Seconds after which a file that is still being rewritten is spoken of."""
 ROUNDS = 5
-_SOON, _LATER = 0.05, 0.35
+_SOON, _LATER = 0.05, 0.2
 """Seconds until what is held back is looked at again: at first, and when that has been done a few times."""
 _SHORTEST, _LONGEST = 0.5, 15.0
 _ACTIVE = frozenset({RUNNING, PENDING, STAGED})

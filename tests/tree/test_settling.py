@@ -71,7 +71,24 @@ def test_what_is_rewritten_waits_and_what_was_shown_is_not_shown_again(watcher: 
     for number in range(2, 6):
         watcher.write(generation(number, SIZE))
         assert not watcher.shows(GAP)
+    assert not watcher.shows(0.1)
     assert watcher.shows(GAP)
+
+
+def test_what_is_being_rewritten_is_not_read(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it was looked at twice and had not been written meanwhile."""
+    watcher.write(generation(1, SIZE))
+    watcher.shows()
+    assert watcher.shows(GAP)
+    readings, real = [], View.look
+    monkeypatch.setattr(View, "look", lambda *what: readings.append(what) or real(*what))
+    for number in range(2, 6):
+        watcher.write(generation(number, SIZE))
+        assert not watcher.shows(GAP)
+    assert readings == []
+    assert not watcher.shows(0.1)
+    assert watcher.shows(GAP)
+    assert len(readings) == 2
 
 
 def test_bytes_that_change_without_stat_data_are_seen(watcher: Watcher) -> None:
