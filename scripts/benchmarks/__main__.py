@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benchmarks import mirror, peers, report
+from scripts.benchmarks import hour, mirror, peers, report
 from scripts.benchmarks.harness import Bench, Settings
 from scripts.benchmarks.kinds import KINDS, Kind
 from scripts.benchmarks.rows import chosen, numbers
@@ -25,8 +25,8 @@ _BIG_RUNS = 20_000
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measures guildsync beside other tools. `mirror`, in "
-        "place of a kind, measures continuous mirrors; `mirror --help` says more.",
+        description="Measures guildsync beside other tools. `mirror` and `hour`, in "
+        "place of a kind, measure how late continuous mirrors are and what they cost; their `--help` says more.",
     )
     rows = "; ".join(f"{name}: {','.join(numbers(kind.rows))}" for name, kind in KINDS.items())
     tools = "; ".join(f"{name}: {','.join(kind.peers)}" for name, kind in KINDS.items())
@@ -75,8 +75,9 @@ def _tools(kind: Kind, words: str) -> tuple[list[Tool], dict[str, str]]:
 def main(argv: Sequence[str]) -> int:
     """0: measured, whatever the times; 1: something failed, or was not delivered; 2: usage."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and files go as after an interrupt
-    if argv[:1] == ["mirror"]:
-        return mirror.main(argv[1:])
+    others = {"mirror": mirror.main, "hour": hour.main}
+    if argv and argv[0] in others:
+        return others[argv[0]](argv[1:])
     given = _arguments(argv)
     try:
         how = _settings(given)

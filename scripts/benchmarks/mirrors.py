@@ -21,6 +21,15 @@ from tests.kit.trees import noise, run_ids, write_run
 FOLDER, SSH, S3 = "folder", "ssh", "s3"
 
 
+def keys_of(kind: str, place: Place) -> Mapping[str, str]:
+    """What guildsync's configuration says of the far end."""
+    return {
+        FOLDER: {"type": "local", "path": place.far},
+        SSH: {"type": "ssh", "host": ALIAS, "guild-home": place.far},
+        S3: {"type": "s3", "bucket": place.far, "root": "store", "endpoint-url": place.endpoint},
+    }[kind]
+
+
 @dataclass(frozen=True)
 class Mirror:
     """One program. `place` is where it works, `kind` what is at the far end; `start` writes what it needs and answers
@@ -52,13 +61,8 @@ class Watch(Mirror):
         return Guildsync(self.program).environment(place)
 
     def start(self, place: Place, kind: str) -> list[Sequence[str]]:
-        keys = {
-            FOLDER: {"type": "local", "path": place.far},
-            SSH: {"type": "ssh", "host": ALIAS, "guild-home": place.far},
-            S3: {"type": "s3", "bucket": place.far, "root": "store", "endpoint-url": place.endpoint},
-        }
         tool = Guildsync(self.program)
-        tool.write(place, keys[kind])
+        tool.write(place, keys_of(kind, place))
         return list(tool.watch(place, self._verb))
 
 
