@@ -28,10 +28,10 @@ CHECKPOINT, EVERY = 20 * MIB, 120
 """Bytes of a checkpoint, and seconds between two."""
 
 _ABOUT = (
-    "A run that runs prints a line of {line} bytes and writes an event with one scalar every second, and every {every} s "
-    "a checkpoint of {size} MiB that has nothing in common with the one before, to one of two names; twenty runs that "
-    "have ended lie beside it. Mirrored for {minutes:g} minutes; what came before the end of the first look is left out. "
-    "Requests to a bucket, or questions to a host over one connection."
+    "A run that runs prints a line of {line} bytes and writes an event with one scalar every second, and every {every} "
+    "s a checkpoint of {size} MiB that has nothing in common with the one before, to one of two names; twenty runs "
+    "that have ended lie beside it. Mirrored for {minutes:g} minutes; what came before the end of the first look is "
+    "left out. Requests to a bucket, or questions to a host over one connection."
 )
 
 
