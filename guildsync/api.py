@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
-from guildsync.errors import GuildsyncError, NoRoom, NotFound, Unreachable, Usage
+from guildsync.errors import GuildsyncError, NotFound, Unreachable, Usage
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
 from guildsync.model.ports import Collected, Instance, Moment, Order, Replica, Say, Step
@@ -314,8 +314,6 @@ class Context:
                         was_there = True
                         outcome = Sync(new, target, NoBases(), Options()).run()
                     break
-                except NoRoom:
-                    raise
                 except Unreachable as exc:
                     if not left or not was_there:
                         raise

@@ -46,8 +46,10 @@ class Unreachable(GuildsyncError):
     exit_code = 5
 
 
-class NoRoom(Unreachable):
-    """The other side has no room left; the same command goes on once there is some."""
+class NoRoom(GuildsyncError):
+    """The other side has no room left; no trying again helps before there is some."""
+
+    exit_code = 5
 
 
 class Stopped(GuildsyncError):

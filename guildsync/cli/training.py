@@ -16,7 +16,7 @@ import guildsync
 from guildsync.cli.listing import RunOrLatest
 from guildsync.cli.options import LOCAL, Command, DryRun, Runs, Settings, expanded
 from guildsync.cli.words import SHORT_ID, number
-from guildsync.errors import GuildsyncError, Interrupted, NoRoom, Unreachable, Usage
+from guildsync.errors import GuildsyncError, Interrupted, Unreachable, Usage
 from guildsync.model.run import PENDING, RUNNING, STAGED, Metadata
 
 if TYPE_CHECKING:
@@ -254,8 +254,6 @@ def _goes_on(how: str) -> Iterator[None]:
     """Whatever breaks off what is done here, people are told how to go on."""
     try:
         yield
-    except NoRoom:
-        raise
     except Unreachable as exc:
         raise Unreachable(exc.message, how) from exc
     except KeyboardInterrupt as exc:

@@ -14,6 +14,7 @@ from guildsync.errors import (
     MOVED,
     TORN,
     UNSETTLED,
+    NoRoom,
     NotFound,
     Problem,
     SafetyStop,
@@ -194,7 +195,7 @@ class Mirror:
                     finally:
                         self._past = self._crossed(sides)
                 break
-            except (Unreachable, NotFound) as exc:
+            except (Unreachable, NoRoom, NotFound) as exc:
                 if self._looks > looks:
                     pause = _SHORTEST
                 is_first = not once or (isinstance(exc, NotFound) and not self._was_there)

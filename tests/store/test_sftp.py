@@ -18,7 +18,7 @@ import pytest
 from guildsync import remotes
 from guildsync.api import Context, open_context
 from guildsync.compute.ssh import Host, effective
-from guildsync.errors import GuildsyncError, Refused, Unreachable, Usage
+from guildsync.errors import GuildsyncError, NoRoom, Refused, Unreachable, Usage
 from guildsync.store import sftp
 from guildsync.store.fs import Absent, open_url
 from guildsync.store.sftp import Door, Sftp, open_sftp
@@ -499,7 +499,7 @@ def test_a_full_disk_says_so(door: Door, tmp_path: Path) -> None:
     try:
         files = open_sftp(Sftp(door, f"{small}/far"))
         files.put("a", b"x")
-        with pytest.raises(Unreachable, match="No space"):
+        with pytest.raises(NoRoom, match="No space"):
             files.put("b", noise(1, 2 * MIB))
         assert list(files.list("")) == ["a"]
     finally:

@@ -544,6 +544,24 @@ def test_a_target_that_goes_away_is_not_made_anew(near: Pair, tmp_path: Path) ->
         assert running.stop().problems == []
 
 
+@pytest.mark.parametrize("small_disk", [1024], indirect=True)
+def test_a_disk_that_is_full_is_said_and_filled_on_once_there_is_room(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.yml").write_text(f"remotes:\n  {THERE}: {{type: local, path: {small_disk}/home}}\n")
+    monkeypatch.setenv("GUILDSYNC_CONFIG", str(tmp_path / "c.yml"))
+    pair = pair_of(Place("disk", small_disk / "home"), "push", tmp_path / "home")
+    write_run(pair.source, RUN)
+    with pair.mirror() as running:
+        pair.until_same()
+        (small_disk / "ballast").write_bytes(bytes(600 << 10))
+        (pair.run() / "checkpoint").write_bytes(os.urandom(500 << 10))
+        until(lambda: any("No space" in warning for warning in running.warnings), "a word about it")
+        (small_disk / "ballast").unlink()
+        pair.until_same()
+        assert running.stop().problems == []
+
+
 @pytest.fixture
 def ownsite(
     tmp_path: Path, ssh_user: Client, monkeypatch: pytest.MonkeyPatch
