@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from guildsync import config as configuration
 from guildsync.config import LOCAL, Config
 from guildsync.errors import GuildsyncError, NotFound, Unreachable, Usage
+from guildsync.model.machine import Instance, Say
 from guildsync.model.paths import Paths
 from guildsync.model.plan import Policy
-from guildsync.model.ports import Collected, Instance, Moment, Order, Replica, Say, Step
+from guildsync.model.ports import Collected, Moment, Order, Replica, Step
 from guildsync.model.run import Metadata, Record, RunId
 from guildsync.model.select import Choice, Filters, newest_first
 from guildsync.pairs import GROWTH, STORE, alike, lasting, mirroring, same_place

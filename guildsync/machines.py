@@ -12,7 +12,7 @@ from guildsync.compute.ssh import Host, Ssh, has_terminal
 from guildsync.config import Ec2Remote, HostRemote
 from guildsync.errors import Refused, Stopped
 from guildsync.hosts import Way
-from guildsync.model.ports import Instance, Machine, Reach
+from guildsync.model.machine import Instance, Machine, Reach
 from guildsync.tree.home import Home
 
 

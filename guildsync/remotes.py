@@ -19,7 +19,8 @@ from guildsync.cutting import content_cut
 from guildsync.errors import GuildsyncError, NotFound, Refused, Stopped, Usage, without_secrets
 from guildsync.hints import Periodic, WatchedHome
 from guildsync.hosts import PLAIN, Surroundings, Way
-from guildsync.model.ports import Bases, Executor, Hints, Machine, Reach, Reads, Replica, Step
+from guildsync.model.machine import Machine, Reach
+from guildsync.model.ports import Bases, Executor, Hints, Reads, Replica, Step
 from guildsync.model.run import RunId, checked_run_id
 from guildsync.tree.hashing import Buffer, even
 from guildsync.tree.home import Home

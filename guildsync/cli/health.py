@@ -17,7 +17,7 @@ from guildsync.errors import DAMAGED, MISSING, GuildsyncError
 
 if TYPE_CHECKING:
     from guildsync.api import Context, Verified
-    from guildsync.model.ports import Instance
+    from guildsync.model.machine import Instance
 
 
 def check(ctx: typer.Context) -> int:

@@ -18,7 +18,7 @@ from guildsync.errors import Usage
 
 if TYPE_CHECKING:
     from guildsync.api import Context, Found
-    from guildsync.model.ports import Instance
+    from guildsync.model.machine import Instance
 
 _MANY = 10
 """So many of the runs that were there when they were last listed are named."""

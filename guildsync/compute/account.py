@@ -10,7 +10,7 @@ from typing import Any
 from guildsync.compute.aws import Aws
 from guildsync.compute.instances import OWNER, REMOTE, TOKEN, Row, Settings, is_live, owner_of, row_of, volume_of
 from guildsync.errors import GuildsyncError, Usage
-from guildsync.model.ports import Instance, Say
+from guildsync.model.machine import Instance, Say
 
 _REGIONS_AT_ONCE = 8
 
@@ -49,7 +49,7 @@ class Account:
         return next(iter(self._listed([{"Name": "instance-id", "Values": [machine]}])), None)
 
     def everything(self, say: Say) -> Sequence[Instance]:
-        """See `model.ports.Machine.all`."""
+        """See `model.machine.Machine.all`."""
         regions = [row["RegionName"] for row in self.aws.call("describe_regions")["Regions"]]
         with ThreadPoolExecutor(_REGIONS_AT_ONCE) as pool:
             found = list(pool.map(self._in_region, sorted({*regions, self._settings.region})))

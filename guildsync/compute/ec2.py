@@ -23,7 +23,8 @@ from guildsync.compute.pinning import Pinning, Provider, new_key
 from guildsync.compute.ready import Readiness
 from guildsync.compute.request import request
 from guildsync.errors import GuildsyncError, Unreachable
-from guildsync.model.ports import Instance, Reach, Say, Step
+from guildsync.model.machine import Instance, Reach, Say
+from guildsync.model.ports import Step
 
 __all__ = ["Ec2Machine", "Memory", "Patience", "Settings"]
 
@@ -34,7 +35,7 @@ _OTHER_WORDS = "IdempotentParameterMismatch"
 
 
 class Ec2Machine:
-    """The machine of a remote (see `model.ports.Machine`). `memory` is this remote's alone."""
+    """The machine of a remote (see `model.machine.Machine`). `memory` is this remote's alone."""
 
     def __init__(
         self, settings: Settings, memory: Memory, patience: Patience = Patience(), now: Callable[[], float] = time.time

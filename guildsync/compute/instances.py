@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from guildsync.errors import Usage
-from guildsync.model.ports import Instance
+from guildsync.model.machine import Instance
 
 OWNER, REMOTE, TOKEN = "guildsync:owner", "guildsync:remote", "guildsync:token"
 FIRST_KEY, HOST_KEY = "guildsync:first-key", "guildsync:host-key"

@@ -21,7 +21,7 @@ from guildsync.compute.memory import Memory
 from guildsync.compute.patience import Patience
 from guildsync.compute.ssh import UnknownKey
 from guildsync.errors import GuildsyncError, NotFound, Refused, Unreachable
-from guildsync.model.ports import Reach, Say
+from guildsync.model.machine import Reach, Say
 
 _MADE = 30.0
 

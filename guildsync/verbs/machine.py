@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from guildsync.errors import GuildsyncError
-from guildsync.model.ports import Instance, Machine, Reach, Say
+from guildsync.model.machine import Instance, Machine, Reach, Say
 from guildsync.model.run import RUNNING
 from guildsync.model.standing import LOCAL_NEWER, SAME
 from guildsync.verbs.survey import Found, Survey

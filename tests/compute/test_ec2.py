@@ -20,7 +20,7 @@ import pytest
 from guildsync.compute.ec2 import OPEN, Ec2Machine
 from guildsync.compute.instances import chosen, network_of, owner_of, row_of, surplus
 from guildsync.errors import Damaged, GuildsyncError, Refused, Unreachable, Usage
-from guildsync.model.ports import Instance
+from guildsync.model.machine import Instance
 from tests.kit.cloud import ERRORS, IMAGE, KILL_AFTER, KILL_BEFORE, LATE, LOST, REGIONS, Call, Cloud, arn_of, cloud
 from tests.kit.machines import PATIENCE, PUBLIC_KEY, Laptop, laptop
 from tests.kit.servers import REGION, S3Server

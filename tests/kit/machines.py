@@ -26,7 +26,7 @@ from guildsync.compute.ec2 import Ec2Machine, Memory, Patience, Settings
 from guildsync.compute.firstboot import SCRIPT
 from guildsync.compute.ssh import UnknownKey
 from guildsync.errors import GuildsyncError, Unreachable
-from guildsync.model.ports import Instance
+from guildsync.model.machine import Instance
 from tests.kit.cloud import IMAGE, Cloud
 from tests.kit.servers import REGION
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from guildsync.errors import Declined, NotFound, Stopped, Unreachable
-from guildsync.model.ports import Instance, Reach, Step
+from guildsync.model.machine import Instance, Reach
+from guildsync.model.ports import Step
 from guildsync.model.run import COMPLETED, RUNNING, Metadata, Record, RunId, Summary
 from guildsync.model.standing import BOTH_CHANGED, LOCAL_NEWER, ONLY_HERE, ONLY_THERE, REMOTE_NEWER, SAME
 from guildsync.verbs.machine import everything, stakes, start, stop
