@@ -52,6 +52,7 @@ TRAVELS = (
     "agent/frames.py",
     "agent/loader.py",
     "agent/server.py",
+    "agent/tails.py",
     "agent/values.py",
     "compute/__init__.py",
     "compute/capture.py",

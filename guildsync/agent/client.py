@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from guildsync.agent import lanes
+from guildsync.agent import lanes, tails
 from guildsync.agent.calls import Calls, each, nothing
 from guildsync.agent.executor import FarExecutor
 from guildsync.agent.folder import FarFolder
@@ -18,11 +18,14 @@ from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
     SCAN_LIMITS,
+    asked_row,
     collected_of,
     flag_of,
     known_row,
     label_of,
     lost_of,
+    lying_of,
+    part_of,
     piece_item,
     problem_of,
     record_of,
@@ -114,6 +117,8 @@ class FarTree:
         self._listing: Iterator[RawRecord] | None = None
         self._lanes: dict[str, Sequence[FarTree]] = {}
         self._gone = NO_TRAFFIC
+        self._lying: dict[Want, tails.Begun] = {}
+        self._carried = tails.Carried()
         self.further: Callable[[str], Sequence[FarTree]] | None = None
         try:
             if opening is not None:
@@ -242,23 +247,35 @@ class FarTree:
 
     def fetch_alone(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
         """As `fetch`, through this channel alone."""
+        wanted = list(wanted)
+        is_small = len(wanted) <= tails.FEW
+        begun = self._carried.begun(wanted) if is_small else {}
         asked: list[Want] = []
         came: set[int] = set()
 
         def arguments() -> Iterator[Any]:
             for want in dict.fromkeys(wanted):
                 asked.append(want)
-                yield want_row(want)
+                yield asked_row(want, begun.get(want))
 
         def answer(item: Item) -> list[Piece | Lost]:
             label, data = label_of(item), item[1]
-            number, problem = lost_of(label) if data is None else (label, None)
+            left_out, problem = None, None
+            if data is None:
+                number, problem = lost_of(label)
+            else:
+                number, left_out = part_of(label)
             if type(number) is not int or not 0 <= number < len(asked) or number in came:
                 raise Damaged("an object that was not asked for, or comes twice")
             came.add(number)
             want = asked[number]
+            if data is not None and left_out is not None:
+                data = self._carried.completed(want, left_out, data)
             if problem is None:
-                return [verified(want, data)]
+                piece = verified(want, data)
+                if is_small:
+                    self._carried.keep(piece)
+                return [piece]
             if (problem.run, problem.path) != (want.run, want.path):
                 raise Damaged(f"object {want.digest} is lost for a problem of another path")
             return [Lost(want, problem)]
@@ -300,8 +317,10 @@ class FarTree:
     # -- writing
 
     def missing(self, wanted: Collection[Want]) -> set[Digest]:
+        wanted = list(wanted)
         left = {want.digest: want.size for want in wanted}
         found: set[Digest] = set()
+        self._lying = {}
         taken_over: list[int] = []
 
         def take(row: Any) -> None:
@@ -309,6 +328,12 @@ class FarTree:
                 raise Damaged("an answer goes on after its end")
             if type(row) is int and 0 <= row <= sum(left.values()):
                 taken_over.append(row)
+                return
+            if isinstance(row, list):
+                number, begun = lying_of(row)
+                if number >= len(wanted) or wanted[number].digest not in found:
+                    raise Damaged("the beginning of an object that is not missing")
+                self._lying[wanted[number]] = begun
                 return
             digest = checked_digest(row)
             if left.pop(digest, None) is None:
@@ -344,9 +369,14 @@ class FarTree:
 
     def stage_alone(self, pieces: Iterable[Piece]) -> None:
         """As `stage`, through this channel alone."""
-        arguments = (piece_item(want_row(piece.want), piece.data) for piece in pieces)
-        for _ in self._calls.make("stage", nothing, arguments=arguments):
+        for _ in self._calls.make("stage", nothing, arguments=map(self._item, pieces)):
             pass
+
+    def _item(self, piece: Piece) -> Item:
+        """What stands there already does not cross."""
+        tail = tails.rest(piece.data, self._lying.get(piece.want))
+        left_out = len(piece.data) - len(tail)
+        return piece_item([*want_row(piece.want), *([left_out] if left_out else [])], tail)
 
     @property
     def resumed(self) -> int:

@@ -7,11 +7,13 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from guildsync.agent import tails
 from guildsync.agent.frames import VERSION, Channel, Header, Incoming, Item, error_header, send_item
 from guildsync.agent.values import (
     PIECE_LIMITS,
     ROWS_LIMITS,
     UPDATE_LIMITS,
+    asked_of,
     collected_row,
     info_row,
     known_of,
@@ -25,6 +27,7 @@ from guildsync.agent.values import (
     rows_of,
     run_of,
     scan_item,
+    staged_of,
     step_row,
     update_of,
     verified,
@@ -200,31 +203,41 @@ def _manifests(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterabl
 
 
 def _fetch(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
-    wants = _wants(items)
-    numbers = {want: number for number, want in enumerate(wants)}
-    for found in tree.fetch(wants):
-        if isinstance(found, Piece):
-            yield piece_item(numbers[found.want], found.data)
-        else:
-            yield lost_item(numbers[found.want], found.problem)
+    """What the near end has the beginning of comes without it."""
+    begun = dict(map(asked_of, _all_rows(items)))
+    numbers = {want: number for number, want in enumerate(begun)}
+    for found in tree.fetch(list(begun)):
+        number = numbers[found.want]
+        if not isinstance(found, Piece):
+            yield lost_item(number, found.problem)
+            continue
+        tail = tails.rest(found.data, begun[found.want])
+        left_out = len(found.data) - len(tail)
+        yield piece_item([number, left_out] if left_out else number, tail)
 
 
 def _missing(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
-    """Digests, then the bytes that are taken over from an interrupted sync, if any."""
-    before = tree.resumed
-    found: List[Any] = sorted(tree.missing(_wants(items)))
+    """Digests; what stands in the places of some of them, by the number of the want; then the bytes that are taken over
+    from an interrupted sync, if any."""
+    wants, before = _wants(items), tree.resumed
+    missing = tree.missing(wants)
+    begun = tails.lying(tree, wants, missing)
+    found: List[Any] = [*sorted(missing), *([number, *begun[number]] for number in sorted(begun))]
     taken_over = tree.resumed - before
     return rows([*found, taken_over] if taken_over else found)
 
 
 def _stage(tree: RawTree, _header: Header, items: Iterable[Item]) -> Iterable[Item]:
-    tree.stage(_received(want_of(label_of(item)), item[1]) for item in items)
+    tree.stage(_received(tree, label_of(item), item[1]) for item in items)
     return ()
 
 
-def _received(want: Want, data: Optional[bytes]) -> Piece:
+def _received(tree: RawTree, label: Any, data: Optional[bytes]) -> Piece:
     """What stands behind the first part of a file is of a file with several, which is hashed as a whole before it gets
     its name: one hash is proof enough."""
+    want, left_out = staged_of(label)
+    if left_out is not None:
+        return tails.completed(tree, want, left_out, data or b"")
     if want.offset and data is not None and len(data) == want.size:
         return Piece(want, data)
     return verified(want, data)

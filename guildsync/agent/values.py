@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from guildsync.agent.frames import Item, dumps, loads
+from guildsync.agent.tails import Begun
 from guildsync.errors import REASONS, Damaged, Problem
 from guildsync.model.manifest import (
     DIRECTORY,
@@ -81,6 +82,10 @@ def known_of(row: Any) -> tuple[RunId, frozenset[Digest]]:
         return checked_run_id(run), frozenset(checked_digest(content) for content in contents)
 
 
+_WANT = 5
+"""Values of the row of a want."""
+
+
 def want_row(want: Want) -> Any:
     return [want.digest, want.size, want.run, text(want.path), want.offset]
 
@@ -95,8 +100,48 @@ def want_of(row: Any) -> Want:
     return want
 
 
+def asked_row(want: Want, begun: Begun | None) -> Any:
+    """A want, and how it may begin where that is at hand."""
+    return [*want_row(want), *(begun or ())]
+
+
+def asked_of(row: Any) -> tuple[Want, Begun | None]:
+    with _well_formed("a want"):
+        row, more = row[:_WANT], row[_WANT:]
+    return want_of(row), begun_of(more) if more else None
+
+
+def begun_of(row: Any) -> Begun:
+    with _well_formed("the beginning of an object"):
+        size, digest = row
+        return Begun(_count(size), checked_digest(digest))
+
+
+def lying_of(row: Any) -> tuple[int, Begun]:
+    """The number of a want, and what stands in its place."""
+    with _well_formed("the beginning of an object"):
+        number, *begun = row
+        return _count(number), begun_of(begun)
+
+
+def staged_of(label: Any) -> tuple[Want, int | None]:
+    """The want of a piece, and how many of its bytes are left out because they are there."""
+    with _well_formed("a piece"):
+        row, more = label[:_WANT], label[_WANT:]
+        (size,) = more or (None,)
+    return want_of(row), None if size is None else _count(size)
+
+
+def part_of(label: Any) -> tuple[int, int | None]:
+    """The number of a want that came, and how many of its bytes were left out."""
+    with _well_formed("a piece"):
+        number, size = label if isinstance(label, list) else (label, None)
+        return _count(number), None if size is None else _count(size)
+
+
 def piece_item(label: Any, data: bytes) -> Item:
-    """`label` names the want: its row towards a target, its number among the wanted from a source."""
+    """`label` names the want: its row towards a target, its number among the wanted from a source; and how many of its
+    bytes are left out, if any."""
     return [dumps(label), data]
 
 

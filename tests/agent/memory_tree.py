@@ -6,7 +6,7 @@ import sys
 import time
 
 from guildsync.agent.server import serve
-from guildsync.errors import MISSING, NOT_KEPT, Problem
+from guildsync.errors import MISSING, NOT_KEPT, NotFound, Problem
 from guildsync.model.manifest import Manifest, digest_of, directory_entry, file_entry, link_entry
 from guildsync.model.ports import Aim, Lost, Piece, RawRecord, RawUpdate, Scan, Want
 from guildsync.model.run import Attributes, RunId
@@ -24,7 +24,13 @@ def want_of_path(path, run=RUN, data=DATA):
     return Want(digest_of(data[path]), len(data[path]), run, path, 0)
 
 
+class NoFolder:
+    def read(self, path, start, stop):
+        raise NotFound("nothing lies there")
+
+
 class MemoryTree:
+    folder = NoFolder()
     replica = "ab" * 16
     is_there = True
 

@@ -342,6 +342,7 @@ def lies():
         item("0", b"hello"), item([0], b"hello"), good, item(lost, None) * 2, item([0, PROBLEM], None), b"",
         item([1, [RUN, "a", "missing", ""]], None), item([1, [OTHER, lost[1][1], "missing", ""]], None),
         item([1, [RUN, "../a", "missing", ""]], None), item([1], None), item(1, None), item([1, []], None),
+        item([1, 9], DATA[b"d/\xff\xfe"][9:]), item([1, -1], b""), item([1, 0, 0], b""), item([1, [EMPTY]], b""),
     ):  # fmt: skip
         yield "fetch", good + bad + END
     yield "missing", item([digest_of(b"other")]) + END
@@ -350,7 +351,9 @@ def lies():
     total = sum(want.size for want in WANTS[:2])
     for bad in (
         [-1], [total + 1], [True], [1.0], [0, 0], [1, asked[0]], [asked[0], asked[0]], [asked[0], asked[1], 1],
-        [str(total)], [asked[0], WANTS[1].size + 1],
+        [str(total)], [asked[0], WANTS[1].size + 1], [[0, 3, EMPTY]], [asked[0], [1, 3, EMPTY]],
+        [asked[0], [2, 3, EMPTY]], [asked[0], [0, -3, EMPTY]], [asked[0], [0, 3, "../x"]], [asked[0], [0, 3]],
+        [asked[0], []], [asked[0], [-1, 3, EMPTY]],
     ):  # fmt: skip
         yield "missing", item(bad) + END
     yield "commit", item([[OTHER, None, "missing", ""]]) + END
@@ -485,6 +488,14 @@ CLIENT_ERRORS = [
     frame({"call": "missing", "id": 1}) + item([[EMPTY, 0, RUN, "a", 0]]) + END,
     frame({"call": "stage", "id": 1}) + item(ROW, b"hello") + END,
     frame({"call": "stage", "id": 1}) + item(ROW, None) + END,
+    frame({"call": "stage", "id": 1}) + item([*ROW, 3], b"lo") + END,
+    frame({"call": "stage", "id": 1}) + item([*ROW, -3], b"lo") + END,
+    frame({"call": "stage", "id": 1}) + item([*ROW, 3, 3], b"lo") + END,
+    frame({"call": "stage", "id": 1}) + item(1, b"lo") + END,
+    frame({"call": "fetch", "id": 1}) + item([[*ROW, 3]]) + END,
+    frame({"call": "fetch", "id": 1}) + item([[*ROW, -3, EMPTY]]) + END,
+    frame({"call": "fetch", "id": 1}) + item([[*ROW, 3, "../x"]]) + END,
+    frame({"call": "fetch", "id": 1}) + item([1]) + END,
     frame({"call": "stage", "id": 1}) + frame({"item": [9, 1 << 30]}) + END,
     frame({"call": "commit", "id": 1}) + item({"run": RUN}, None, None) + END,
     frame({"call": "commit", "id": 1}) + item({**EDIT, "attributes": {"../../x": None}}, None, None) + END,

@@ -27,7 +27,7 @@ from tests.kit.mirrors import Running, is_same, mirror, until_same
 from tests.kit.places import THERE, Place, kinds, new_place
 from tests.kit.sshd import Client, Sshd, sshd
 from tests.kit.training import status_of
-from tests.kit.trees import MIB, assert_same, run_ids, snapshot, write_run
+from tests.kit.trees import MIB, assert_same, noise, run_ids, snapshot, write_run
 from tests.kit.waiting import until
 from tests.kit.wire import wire
 from tests.kit.writers import Mapper, Pager, generation, stretches
@@ -735,6 +735,23 @@ def test_what_a_mirror_costs(stored: api.Context, tmp_path: Path, monkeypatch: p
     assert done.hourly is not None
     assert done.hourly.sent * done.seconds / 3600 > 200_000 > done.traffic.sent - 200_000
     assert done.to_json()["traffic"]["requests"] == done.traffic.requests
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("place", ["ssh"], indirect=True)
+def test_of_what_grows_only_what_was_appended_crosses(pair: Pair) -> None:
+    begin(pair.run())
+    log = pair.run() / ".guild/output"
+    log.write_bytes(noise(1, 900_000))
+    with pair.mirror() as running:
+        pair.until_same()
+        for number in range(20):
+            append(log, b"line %d\n" % number)
+            pair.until_same()
+        done = running.stop()
+    assert done.deliveries > 10
+    assert done.traffic.sent + done.traffic.received < 3_000_000
+    pair.same_in_the_end()
 
 
 def test_what_crosses_no_network_costs_nothing(near: Pair) -> None:
