@@ -1,4 +1,4 @@
-"""What an end has of an object that it wants: how it begins. Then only the rest crosses."""
+"""What an end has of an object that it wants, so that only the rest crosses."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, re
 from guildsync.tree.recent import Recent
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
 from guildsync.tree.settling import Patience, Seen
-from guildsync.tree.statcache import SETTLED_NS, Known, Stamp, fingerprint, stamp_of
+from guildsync.tree.statcache import SETTLED_NS, Known, Lstat, Stamp, Stat, fingerprint, lstat_of, stamp_of
 
 Clock = Callable[[], int]
 
@@ -58,7 +58,7 @@ class Scanned:
         return self._manifest
 
 
-Found = Tuple[bytes, os.stat_result]
+Found = Tuple[bytes, Lstat]
 """A path that may be an entry, and its lstat data."""
 
 
@@ -83,7 +83,7 @@ class View:
         self,
         place: Tuple[int, bytes],
         path: bytes,
-        info: os.stat_result,
+        info: Stat,
         before: Optional[Entry] = None,
         to_keep: bool = False,
     ) -> Optional[Entry]:
@@ -92,9 +92,7 @@ class View:
         hashed is to be known by its stat data from now on. Raises OSError, Torn."""
         return self.look(place, path, info, before, to_keep).entry
 
-    def look(
-        self, place: Tuple[int, bytes], path: bytes, info: os.stat_result, before: Optional[Entry], to_keep: bool
-    ) -> Seen:
+    def look(self, place: Tuple[int, bytes], path: bytes, info: Stat, before: Optional[Entry], to_keep: bool) -> Seen:
         """As `entry`; and whether the file begins with what it was."""
         dir_fd, name = place
         mode = stat.S_IMODE(info.st_mode) & 0o777
@@ -185,7 +183,7 @@ class _Hints:
         entry = self._entries.get(path)
         return entry if entry is not None and entry.kind == FILE else None
 
-    def unchanged(self, path: bytes, info: os.stat_result) -> Optional[Entry]:
+    def unchanged(self, path: bytes, info: Stat) -> Optional[Entry]:
         """The file's entry from the cache, where its row is good for it."""
         entry = self.entry(path)
         if entry is None or self._stamps.get(path) != stamp_of(info):
@@ -193,7 +191,7 @@ class _Hints:
         mode = stat.S_IMODE(info.st_mode) & 0o777
         return Entry(path, FILE, mode, entry.size, entry.digest, None, entry.mtime_ns, entry.parts)
 
-    def settled(self, info: os.stat_result) -> bool:
+    def settled(self, info: Stat) -> bool:
         """May a row of this file be kept, if hashing begins now?"""
         return self._now_ns is not None and max(info.st_mtime_ns, info.st_ctime_ns) <= self._now_ns - SETTLED_NS
 
@@ -225,7 +223,7 @@ def _walk(fd: int, prefix: bytes, found: List[Found], report: _Report) -> None:
         try:
             if len(path) > MAX_PATH or path.count(b"/") >= MAX_DEPTH:
                 check_path(path)  # nothing else can be wrong with what a directory lists
-            info = entry.stat(follow_symlinks=False)
+            info = lstat_of(entry.stat(follow_symlinks=False))
             below = open_directory(name, fd) if stat.S_ISDIR(info.st_mode) else -1
             found.append((path, info))
             if below >= 0:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 from guildsync.model.manifest import PART_SIZE, Digest, Entry
-from guildsync.tree.statcache import SETTLED_NS, Stamp, stamp_of
+from guildsync.tree.statcache import SETTLED_NS, Stamp, Stat, stamp_of
 
 GAP = 0.6
 """Seconds between two readings that must find the same bytes. Both, and the sending of what they found, are to fit into
@@ -83,9 +82,7 @@ class Settling:
         self._sights = {path: sight for path, sight in self._sights.items() if path[0] != run or sight.at > gone}
         return Patience(self, run, alive and (blind or now_ns is None), now_ns)
 
-    def look(
-        self, path: Tuple[str, bytes], info: os.stat_result, cached: Optional[Entry], read: Read, still: bool
-    ) -> Seen:
+    def look(self, path: Tuple[str, bytes], info: Stat, cached: Optional[Entry], read: Read, still: bool) -> Seen:
         """What is to be shown of a file; no entry: nothing for now. `still`: nobody was writing to it just now."""
         sight, stamp, began = self._sights.get(path), stamp_of(info), self._clock()
         is_large = info.st_size > PART_SIZE
@@ -120,7 +117,7 @@ class Patience:
     def __init__(self, settling: Settling, run: str, always: bool, now_ns: Optional[int]) -> None:
         self._settling, self._run, self._always, self._now_ns = settling, run, always, now_ns
 
-    def look(self, path: bytes, info: os.stat_result, cached: Optional[Entry], read: Read) -> Seen:
+    def look(self, path: bytes, info: Stat, cached: Optional[Entry], read: Read) -> Seen:
         """What is to be shown of a path that has to be read; no entry: nothing for now. `cached` is what it was."""
         if not stat.S_ISREG(info.st_mode) or self._is_old(info):
             self._settling.forget((self._run, path))
@@ -128,13 +125,13 @@ class Patience:
         still = self._now_ns is None or self._now_ns - info.st_mtime_ns >= STILL_NS
         return self._settling.look((self._run, path), info, cached, read, still)
 
-    def _is_old(self, info: os.stat_result) -> bool:
+    def _is_old(self, info: Stat) -> bool:
         """So old that, had it changed since, its times would say so."""
         if self._always:
             return False
         return self._now_ns is None or max(info.st_mtime_ns, info.st_ctime_ns) <= self._now_ns - SETTLED_NS
 
 
-def _is_whole(sight: Optional[_Sight], info: os.stat_result) -> bool:
+def _is_whole(sight: Optional[_Sight], info: Stat) -> bool:
     """Another file has the name, and something was done to it after it was last written: it was renamed."""
     return (sight is None or sight.stamp.inode != info.st_ino) and info.st_ctime_ns > info.st_mtime_ns
