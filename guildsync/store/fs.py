@@ -20,6 +20,7 @@ from guildsync.errors import GuildsyncError, NoRoom, NotFound, Refused, Unreacha
 from guildsync.model.ports import NO_TRAFFIC, Traffic
 
 _CODE_OF_S3 = re.compile(r"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
+_ASKED = re.compile(r"""^.*Error performing \w+ \S+ in .*? - |: "https?://[^"]*"\.?$""")
 _OF_SSH = re.compile(r"""(?:['"]|::)(?:sftp|ssh)(?:://|::|['"])""", re.IGNORECASE)
 _ENDINGS_OF_AUTHENTICATION = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
 
@@ -268,12 +269,12 @@ def _translation(where: str, exc: Exception) -> GuildsyncError:
 
 
 def _words(exc: Exception) -> str:
-    """What an exception says, without the addresses and the XML that obstore adds."""
+    """What an exception says, without the addresses, the times and the XML that engines add: the same each time."""
     text = str(exc).strip() or type(exc).__name__
     found = _CODE_OF_S3.search(text)
     if found:
         return ": ".join(word for word in found.groups() if word)
-    return text.partition("\n")[0]
+    return _ASKED.sub("", text.partition("\n")[0]).rstrip(": ")
 
 
 @dataclass(frozen=True)

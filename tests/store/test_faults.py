@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def test_a_server_that_is_always_busy_is_unreachable(opened: Callable[[Patience]
     with pytest.raises(Unreachable) as caught:
         opened(HASTE).get(KEY)
     assert caught.value.exit_code == 5
+
+
+def test_a_server_that_is_not_there_is_spoken_of_in_the_same_words(
+    opened: Callable[[Patience], Files], proxy: Proxy
+) -> None:
+    """Who tries again says it once: no address of a request in it, and nothing that was counted or measured."""
+    proxy.close()
+    with pytest.raises(Unreachable) as caught:
+        opened(Patience(connect=1, read=1, total=30)).get(KEY)
+    assert "http:" not in str(caught.value)
+    assert re.search(r"retries|[0-9]\.[0-9]", str(caught.value)) is None
 
 
 # Broken off
