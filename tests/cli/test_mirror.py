@@ -6,19 +6,15 @@ import json
 import os
 import pty
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from guildsync.cli import mirroring
 from guildsync.cli.mirroring import Stop
-from tests.cli.conftest import Cli, environment
-from tests.kit.mirrors import is_same, until_same
+from tests.cli.conftest import Cli
+from tests.kit.mirrors import interrupted, is_same, until_same, watching
 from tests.kit.places import THERE, Place, kinds, new_place
 from tests.kit.training import Site, status_of
 from tests.kit.trees import assert_same, run_ids
@@ -32,26 +28,6 @@ in_trees = pytest.mark.parametrize("remote", kinds("disk", "ssh"), indirect=True
 def remote(request: pytest.FixtureRequest, home: Path, tmp_path: Path) -> Place:
     """Where nothing lies yet."""
     return new_place(getattr(request, "param", "disk"), tmp_path, home, request)
-
-
-@contextmanager
-def watching(*argv: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of its own, that is gone afterwards."""
-    command = [sys.executable, "-m", "guildsync", *argv]
-    child = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate(timeout=60)
-
-
-def interrupted(child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    """What it says after Ctrl-C, and how it ends."""
-    os.kill(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    return child.returncode, out.decode(), (err or b"").decode()
 
 
 def are_same(home: Path, place: Place) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,3 +60,47 @@ def measured(argv: list[str], env: Mapping[str, str], limit: int = 128) -> Measu
         check=True,
     )
     return Measured(*json.loads(ran.stdout), ran.stderr)
+
+
+def resident(pid: int, most: bool = False) -> float:
+    """Memory of a process in MiB: now, or (`most`) at its peak, which begins anew with each program it runs."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines if line.endswith(" kB"))
+    return int(values["VmHWM" if most else "VmRSS"].split()[0]) / 1024
+
+
+def children(pid: int) -> list[int]:
+    """All that come from a process."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found += [int(name), *children(int(name))]
+        except OSError:
+            continue
+    return found
+
+
+@dataclass
+class Descriptors:
+    """The most that a process had open when it was looked."""
+
+    most: int = 0
+
+
+@contextmanager
+def descriptors(pid: int) -> Iterator[Descriptors]:
+    """Looks at a process, which goes on, again and again while the body does."""
+    found, over = Descriptors(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.01):
+            found.most = max(found.most, len(os.listdir(f"/proc/{pid}/fd")))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()

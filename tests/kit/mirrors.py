@@ -1,17 +1,26 @@
-"""A mirror in a thread of its own, and what both sides hold while it goes on."""
+"""A mirror in a thread or a process of its own, and what both sides hold while it goes on."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guildsync import api
-from tests.kit.trees import differences, snapshot
+from tests.kit.places import THERE, Place
+from tests.kit.trees import assert_same, differences, run_ids, snapshot
 from tests.kit.waiting import until
+
+ROOT = Path(__file__).parents[2]
+HERE = api.LOCAL
+(RUN,) = run_ids(1)
 
 
 @dataclass
@@ -87,3 +96,77 @@ def is_same(one: Path, other: Path) -> bool:
 
 def until_same(one: Path, other: Path, seconds: float = 60.0) -> None:
     until(lambda: is_same(one, other), f"{one} and {other} hold the same", seconds)
+
+
+@dataclass
+class Pair:
+    """Two homes, the first of which is mirrored to the second; `ends` names them."""
+
+    context: api.Context
+    ends: tuple[str, str]
+    source: Path
+    target: Path
+
+    def run(self, run: str = RUN) -> Path:
+        return self.source / "runs" / run
+
+    def there(self, run: str = RUN) -> Path:
+        return self.target / "runs" / run
+
+    @property
+    def argv(self) -> list[str]:
+        """The same as a command."""
+        way, home = ("push", self.source) if self.ends[0] == HERE else ("pull", self.target)
+        return [way, "--home", str(home), "--watch", THERE]
+
+    def mirror(self, terms: api.Terms = api.Terms(), **options: object) -> AbstractContextManager[Running]:
+        return mirror(self.context, self.ends, terms, **options)
+
+    def until_same(self, *runs: str) -> None:
+        for run in runs or (RUN,):
+            until_same(self.run(run), self.there(run))
+
+    def same_in_the_end(self, *runs: str) -> None:
+        for run in runs or (RUN,):
+            assert_same(self.run(run), self.there(run))
+
+
+def pair_of(place: Place, way: str, home: Path) -> Pair:
+    context = api.open_context(str(home))
+    if way == "push":
+        return Pair(context, (HERE, THERE), home, place.home)
+    return Pair(context, (THERE, HERE), place.home, home)
+
+
+def append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def make_flood(run: Path, files: int) -> None:
+    """So many small files, in fifty directories, as fast as they can be written."""
+    for number in range(files):
+        path = run / f"flood/{number % 50}/{number}"
+        if number < 50:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(b"%d" % number)
+
+
+@contextmanager
+def watching(*argv: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of its own, that is gone afterwards."""
+    command, env = [sys.executable, "-m", "guildsync", *argv], {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate(timeout=60)
+
+
+def interrupted(child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    """What it says after Ctrl-C, and how it ends."""
+    os.kill(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out.decode(), (err or b"").decode()

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _BODY = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
-_BUSY_TEXT = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
-_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b" % (
-    len(_BUSY_TEXT),
-    _BUSY_TEXT,
-)
 _BLOCK = 1 << 16
 
 
 OUT, IN = "out", "in"
 """To the server, and from it."""
+BUSY, BROKEN = "503", "500"
+"""Answers that do not come of the server."""
+
+
+def _answer(status: bytes, code: bytes, text: bytes) -> bytes:
+    body = b"<?xml version='1.0'?><Error><Code>%b</Code><Message>%b</Message></Error>" % (code, text)
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+    return head + body
+
+
+_ANSWERS = {
+    BUSY: _answer(b"503 Service Unavailable", b"SlowDown", b"Please reduce your request rate."),
+    BROKEN: _answer(b"500 Internal Server Error", b"InternalError", b"We encountered an internal error."),
+}
 
 _CLOSED_WITHIN = 60.0
 """Seconds."""
@@ -50,6 +59,8 @@ class Proxy:
     """The faults may be set at any time and hold for what comes then:
 
     `busy`: which requests, numbered from 0 in the order of their coming, are answered 503 and never reach the server;
+    `fails`: how such a request fails, if it does: answered BUSY or BROKEN, or reset before it reaches the server (OUT),
+    or when the server has done what it asks (IN); `failures` counts each;
     `resets`: how many more answers are cut off by a reset, after `reset_after` of their bytes;
     `stalled`: nothing passes any more, and what comes is taken and kept, as much as buffers hold;
     `faults`: each befalls the first exchange that it fits, one whose body is longer than that; `struck` is set then,
@@ -71,6 +82,8 @@ class Proxy:
         self._closed = False
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.busy: Callable[[int], bool] = lambda _: False
+        self.fails: Callable[[int], str | None] = lambda _: None
+        self.failures: Counter[str] = Counter()
         self.resets = 0
         self.reset_after = 0
         self.reset_count = 0
@@ -157,15 +170,18 @@ class Proxy:
             self.requests.append(head.partition(b" HTTP/")[0].decode("latin-1"))
             busy = self.busy(number)
             self.busy_count += busy
+            failure = BUSY if busy else self.fails(number)
+            if failure is not None:
+                self.failures[failure] += 1
         self._flowing.wait()
         if b"\r\nexpect: 100" in head.lower():
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"\r\nexpect: [^\r]*", b"", head, flags=re.IGNORECASE)
-        if busy:
+        if failure in _ANSWERS:
             self._pass(client, None, _length(head), body, None)
-            client.sendall(_BUSY)
+            client.sendall(_ANSWERS[failure])
             return True
-        fault = self._fault(head, OUT, _length(head))
+        fault = Fault("", OUT, -1) if failure == OUT else self._fault(head, OUT, _length(head))
         if fault is not None and fault.after < 0:
             self._strike(client, fault)
             return False
@@ -183,6 +199,8 @@ class Proxy:
             self.resets -= cut
             self.reset_count += cut
         fault = Fault("GET", IN, self.reset_after) if cut else self._fault(head, IN, length)
+        if failure == IN:
+            fault = Fault("", IN, -1)
         if fault is not None and fault.after < 0:
             self._strike(client, fault)
             return False
@@ -268,6 +286,16 @@ class Proxy:
 def some(of: int, among: int) -> Callable[[int], bool]:
     """For `Proxy.busy`: so many among so many requests, spread evenly and the same each time."""
     return lambda number: number * of % among < of
+
+
+def storm(share: float, seed: int) -> Callable[[int], str | None]:
+    """For `Proxy.fails`: so many of all requests fail, by chance, in all the ways there are."""
+
+    def fails(number: int) -> str | None:
+        chance = random.Random(f"{seed} {number}")
+        return chance.choice((BUSY, BROKEN, OUT, IN)) if chance.random() < share else None
+
+    return fails
 
 
 def _head(sock: socket.socket) -> tuple[bytes, bytes]:

