@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from guildsync import api
+from tests.kit.measured import ROOT
 from tests.kit.places import THERE, Place
 from tests.kit.trees import assert_same, differences, run_ids, snapshot
 from tests.kit.waiting import until
 
-ROOT = Path(__file__).parents[2]
 HERE = api.LOCAL
 (RUN,) = run_ids(1)
 
@@ -86,6 +86,27 @@ def mirror(
         assert not running.thread.is_alive()
 
 
+@contextmanager
+def watching(*argv: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of its own, that is gone afterwards."""
+    command = [sys.executable, "-m", "guildsync", *argv]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate(timeout=60)
+
+
+def interrupted(child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    """What it says after Ctrl-C, and how it ends."""
+    os.kill(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out.decode(), (err or b"").decode()
+
+
 def is_same(one: Path, other: Path) -> bool:
     """Do both directories hold the same now? What goes away while it is looked at is a difference."""
     try:
@@ -150,23 +171,3 @@ def make_flood(run: Path, files: int) -> None:
         if number < 50:
             path.parent.mkdir(parents=True)
         path.write_bytes(b"%d" % number)
-
-
-@contextmanager
-def watching(*argv: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of its own, that is gone afterwards."""
-    command, env = [sys.executable, "-m", "guildsync", *argv], {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate(timeout=60)
-
-
-def interrupted(child: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    """What it says after Ctrl-C, and how it ends."""
-    os.kill(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    return child.returncode, out.decode(), (err or b"").decode()

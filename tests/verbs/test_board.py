@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +12,8 @@ import pytest
 
 from tests.kit.board import Board, board, install
 from tests.kit.events import event_bytes, scalar_event
+from tests.kit.mirrors import interrupted, watching
+from tests.kit.places import THERE, kinds, new_place
 from tests.kit.trees import _record as record
 from tests.kit.trees import run_ids, write_run
 from tests.kit.waiting import until
@@ -58,41 +56,20 @@ class Training:
         (self.top / ".guild/LOCK").unlink()
 
 
-@contextmanager
-def mirrored(source: Path, target: Path) -> Iterator[None]:
-    """What is written in one home comes to the other, by one pull after the other; once more in the end."""
-    config = target.parent / "config.yml"
-    config.write_text(json.dumps({"remotes": {"there": {"type": "local", "path": str(source)}}}))
-    argv = [sys.executable, "-m", "guildsync", "--config", str(config), "--home", str(target), "pull", "there"]
-    failed: list[str] = []
-
-    def pull() -> None:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            failed.append(f"{done.returncode}: {done.stderr}")
-
-    pull()
-    with _repeated(pull):
-        yield
-    pull()
-    assert failed == []
+@pytest.fixture(params=kinds("disk", "ssh"))
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The home of the remote `there`."""
+    return new_place(request.param, tmp_path, tmp_path / "target", request).home
 
 
 @contextmanager
-def _repeated(act: Callable[[], None]) -> Iterator[None]:
-    ended = threading.Event()
-
-    def loop() -> None:
-        while not ended.is_set():
-            act()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
+def mirrored(target: Path) -> Iterator[None]:
+    """What is written there comes to this home, until Ctrl-C."""
+    with watching("--home", str(target), "pull", THERE, "--watch") as child:
         yield
-    finally:
-        ended.set()
-        thread.join()
+        code, out, err = interrupted(child)
+    assert (code, err) == (130, "")
+    assert out.startswith("Mirrored 1 run (")
 
 
 def shows(found: Board, run: str, steps: int) -> bool:
@@ -101,13 +78,13 @@ def shows(found: Board, run: str, steps: int) -> bool:
 
 
 def test_tensorboard_shows_every_point_of_a_run_that_is_mirrored_while_it_is_written(
-    tensorboard: Path, tmp_path: Path
+    tensorboard: Path, source: Path, tmp_path: Path
 ) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    target.mkdir()
+    target = tmp_path / "target"
+    (target / "runs").mkdir(parents=True)
     training = Training(source)
     training.log(BEFORE)
-    with mirrored(source, target), board(tensorboard, target / "runs", tmp_path / "board") as found:
+    with mirrored(target), board(tensorboard, target / "runs", tmp_path / "board") as found:
         name = f"{RUN}/logs"
         until(lambda: shows(found, name, BEFORE), "what was there at first")
         file = target / "runs" / RUN / EVENTS
