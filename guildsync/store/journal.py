@@ -122,6 +122,13 @@ def condensed(facts: Facts) -> Facts:
     )
 
 
+def is_said(facts: Facts, known: Facts) -> bool:
+    """Is there nothing in the facts, as far as anything depends on it, that is not `known`? That is condensed."""
+    left = condensed(replace(facts, dropped=known.dropped, purged=known.purged))
+    left = replace(left, dropped=facts.dropped, purged=facts.purged)
+    return all(getattr(left, kind) <= getattr(known, kind) for kind in KINDS)
+
+
 @dataclass(frozen=True)
 class Commit:
     """One immutable object of the journal; `id` is a uuid4.

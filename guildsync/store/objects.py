@@ -31,6 +31,7 @@ class Objects:
         """`jobs`: reads of packs at a time, on the threads of `pool`."""
         self._files, self._cache, self._pool, self._jobs = files, cache, pool, jobs
         self._indices: dict[str, Index] = {}
+        self._earlier: set[str] | None = None
         self._tables: set[str] = set()
         self._tabled: dict[Digest, bytes] = {}
 
@@ -88,6 +89,15 @@ class Objects:
     def index(self, pack: str) -> Index:
         """The loaded index of a pack; empty where it is not loaded."""
         return self._indices.get(pack, {})
+
+    def forget(self, dropped: Collection[Digest]) -> None:
+        """Of packs that were dropped nothing is known any more, nor kept, also not by those who came before."""
+        if self._earlier is None:
+            self._earlier = set(self._cache.names(CACHED))
+        for name in [name for name in {*self._earlier, *self._indices} if name in dropped]:
+            self._indices.pop(name, None)
+            self._earlier.discard(name)
+            self._cache.drop(CACHED, name)
 
     def read(self, found: Iterable[Found]) -> Iterator[Answer]:
         """Each of the objects, verified, or why it cannot be had; a few requests are always under way."""

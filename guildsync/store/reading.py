@@ -12,7 +12,17 @@ from guildsync.errors import DAMAGED, Damaged, GuildsyncError, Problem, Unreacha
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import Cache
 from guildsync.store.fs import Absent, Files, Size
-from guildsync.store.journal import Commit, Facts, decode, encode, join, next_sequence, split_name
+from guildsync.store.journal import (
+    Commit,
+    Facts,
+    condensed,
+    decode,
+    encode,
+    is_said,
+    join,
+    next_sequence,
+    split_name,
+)
 from guildsync.store.view import View
 
 FORMAT_NAME = "guildsync.json"
@@ -102,6 +112,7 @@ class Journal:
             view = self._view(known)
             if not problems:
                 self._note_position(view, names)
+                self._forget(names, view.facts)
             commits = {name: self._commits[name] for name in sorted(known)}
             checkpoints = tuple(commit for commit in commits.values() if commit.sums)
             modified = {name: size.modified for name, size in listed.items() if size.modified is not None}
@@ -158,12 +169,9 @@ class Journal:
         return tuple(problem for name, problem in sorted(problems.items()) if name not in summed)
 
     def _load_one(self, name: str) -> Commit | Problem:
-        cached = self._cache.load(CACHED, name)
+        cached = self._cached(name)
         if cached is not None:
-            try:
-                return decode(name, cached)
-            except Damaged:
-                pass  # the cache is only a cache
+            return cached
         try:
             split_name(name)
             data = self._files.get(f"{DIRECTORY}/{name}")
@@ -172,6 +180,24 @@ class Journal:
             return Problem("", f"{DIRECTORY}/{name}".encode(), DAMAGED, exc.message)
         self._cache.keep(CACHED, name, data)
         return commit
+
+    def _cached(self, name: str) -> Commit | None:
+        cached = self._cache.load(CACHED, name)
+        try:
+            return None if cached is None else decode(name, cached)
+        except Damaged:
+            return None  # the cache is only a cache
+
+    def _forget(self, names: frozenset[str], facts: Facts) -> None:
+        """Keep no longer what was deleted and says nothing that those which are there do not. Of what says more this
+        home may have the last copy."""
+        gone = {*self._commits, *self._cache.names(CACHED)} - names
+        there = condensed(facts) if gone else facts
+        for name in gone:
+            commit = self._commits.get(name) or self._cached(name)
+            if commit is not None and is_said(commit.state, there):
+                self._commits.pop(name, None)
+                self._cache.drop(CACHED, name)
 
     def _view(self, names: frozenset[str]) -> View:
         if self._joined is None or self._joined[0] != names:

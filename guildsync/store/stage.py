@@ -83,7 +83,7 @@ class Stage:
 
         `known`: what the journal says: a pack that it names is no business of ours any more. `taken_over` counts the
         bytes of objects that need not be sent."""
-        self._disown(known)
+        self.disown(known)
         left = self._notes(known)
         self._objects.load_cached(left.values())
         useful = [left.pop(name) for name in list(left) if not self._objects.index(name).keys().isdisjoint(wanted)]
@@ -115,12 +115,12 @@ class Stage:
     def forget(self, facts: Facts) -> None:
         """The packs are in the journal, whose facts these are. What lies in one that is condemned must be staged anew
         if it is wanted."""
-        self._disown(facts)
+        self.disown(facts)
         for confirmed in self._confirmed:
             self._cache.drop(CACHED, confirmed)
         self._confirmed.clear()
 
-    def _disown(self, facts: Facts) -> None:
+    def disown(self, facts: Facts) -> None:
         """What lies in a pack that is condemned is not there any more; once, for it may be on its way again."""
         gone = (facts.condemned | facts.dropped) & self._own
         for name in gone:

@@ -124,6 +124,8 @@ class Store:
         view = self._read(anew=self._listed).view
         self._listed = True
         self._shown = view
+        self._stage.disown(view.facts)  # by the indices that are forgotten next
+        self._objects.forget(view.facts.dropped)
         for run in view.runs() if only is None else [run for run in only if view.versions(run)]:
             hidden = view.status(run) == HIDDEN
             current = view.current(run)

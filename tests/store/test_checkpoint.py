@@ -48,6 +48,7 @@ from guildsync.store.journal import (
     condensed,
     decode,
     encode,
+    is_said,
     join,
 )
 from guildsync.store.mirrored import outdated
@@ -225,6 +226,16 @@ def test_nothing_depends_on_what_a_checkpoint_forgets(facts: Facts, late: Facts)
         more = join([late] if whole is not facts else [])
         for lean in (join([condensed(facts), more]), join([condensed(facts), facts, more])):
             assert _consequences(View(lean)) == _consequences(View(whole))
+
+
+@settings(max_examples=200, deadline=None)
+@given(facts=kit.facts, late=kit.facts)
+def test_what_is_said_adds_nothing(facts: Facts, late: Facts) -> None:
+    facts, late = _honest(facts, late)
+    whole = condensed(join([facts, late]))
+    assert is_said(facts, whole)
+    assert is_said(condensed(facts), whole)
+    assert is_said(late, condensed(facts)) == (whole == condensed(facts))
 
 
 def test_what_a_version_that_was_given_up_replaced_stays_replaced() -> None:

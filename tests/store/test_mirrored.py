@@ -10,14 +10,16 @@ from guildsync.errors import TRASHED
 from guildsync.model.manifest import Digest
 from guildsync.model.ports import Cache, Update
 from guildsync.model.run import COMPLETED, RUNNING, RunId, Summary
+from guildsync.store import checkpoint
 from guildsync.store.checkpoint import CHECKPOINT_AFTER
 from guildsync.store.gc import HISTORY
 from guildsync.store.journal import FORGOTTEN, Version
 from guildsync.store.mirrored import KEPT, is_mirrored, outdated, summary_text
+from guildsync.store.reading import GRACE_AT_LEAST
 from tests.kit.bucket import Bucket
 from tests.kit.counting import Kept
 from tests.kit.trees import noise
-from tests.store.test_gc import DAY, ONE, TWO, collect, held, opened, push, say, settle, update, versions, view
+from tests.store.test_gc import DAY, ONE, TWO, collect, held, opened, packs, push, say, settle, update, versions, view
 
 SOURCE = {b"src/%d.py" % number: noise(number, 2000) for number in range(5)}
 
@@ -198,3 +200,51 @@ def test_many_commits_leave_little_of_a_journal(bucket: Bucket, commits: int) ->
     assert len(newest.facts.adds) < 150
     settle(bucket)
     assert held(bucket)[ONE][0]["log"].count(b"\n") == commits
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints come, and take the place of others, after few commits."""
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER", 8)
+    monkeypatch.setattr(checkpoint, "SOON", GRACE_AT_LEAST)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("stays", [True, False], ids=["who mirrors", "who comes back"])
+def test_nobody_keeps_what_a_store_has_no_more(bucket: Bucket, stays: bool) -> None:
+    """Neither entries that were deleted, nor indices of packs that were dropped."""
+    cache = Kept()
+    for step in range(100):
+        mirror(bucket, step, cache=cache if stays or step < 30 else None)
+        if step % 10 == 9:
+            collect(bucket, 0)
+    assert len(bucket.names()) < 50
+    with opened(bucket, cache) as store:
+        assert len(list(store.runs())) == 1
+    assert set(cache.names("journal")) <= set(bucket.names())
+    assert set(cache.names("index")) <= set(packs(bucket))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_one_who_goes_on_forgets_what_the_store_has_no_more(bucket: Bucket) -> None:
+    mirror(bucket, 0)
+    with opened(bucket) as store:
+        for step in range(1, 100):
+            mirror(bucket, step)
+            if step % 10 == 9:
+                collect(bucket, 0)
+            assert len(list(store.runs())) == 1
+            assert [scan.run for scan in store.manifests({ONE: ()})] == [ONE]
+        assert store._journal._commits.keys() <= set(bucket.names())
+        assert store._objects._indices.keys() <= set(packs(bucket))
+
+
+def test_the_last_copy_of_an_entry_that_nobody_summed_up_is_kept(bucket: Bucket) -> None:
+    cache = Kept()
+    for step in range(3):
+        mirror(bucket, step, cache=cache)
+    lost = bucket.names()[1]
+    bucket.remove(f"journal/{lost}")
+    with opened(bucket, cache) as store:
+        assert len(list(store.runs())) == 1
+    assert lost in cache.names("journal")
