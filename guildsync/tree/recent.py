@@ -36,3 +36,7 @@ class Recent:
         data = self._data.pop(digest, None)
         self._left += len(data or b"")
         return data
+
+    def clear(self) -> None:
+        self._left += sum(map(len, self._data.values()))
+        self._data.clear()

@@ -124,7 +124,8 @@ class Tree:
     # -- reading
 
     def runs(self, deleted: Optional[bool] = False, sizes: bool = False, only: Only = None) -> Iterator[RawRecord]:
-        """Whoever lists begins anew: what was staged and lies in its runs now needs no place any more."""
+        """Whoever lists begins anew: what was read, and what was staged and lies in its runs now, is kept no longer."""
+        self._view.recent.clear()
         if self._files is not None and not self._files.is_worth_keeping:
             self._files.close(keep=False)
             self._files = None
