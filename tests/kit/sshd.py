@@ -152,15 +152,3 @@ def _listens(port: int) -> bool:
     with socket.socket() as sock:
         sock.settimeout(1)
         return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def children(pid: int) -> list[int]:
-    """All that come from a process."""
-    found = []
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found += [int(name), *children(int(name))]
-        except OSError:
-            continue
-    return found

@@ -27,7 +27,8 @@ from guildsync.tree.home import Home
 from guildsync.tree.settling import Settling
 from guildsync.verbs.mirror import Mirror, Silent
 from tests.kit.events import event_bytes, scalar_event
-from tests.kit.sshd import Sshd, children
+from tests.kit.measured import children
+from tests.kit.sshd import Sshd
 from tests.kit.trees import MIB, assert_same, noise, run_ids, write_run
 from tests.kit.trees import _record as record
 from tests.kit.world import News, World

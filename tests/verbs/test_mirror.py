@@ -24,7 +24,7 @@ from guildsync.verbs import mirror as verb
 from tests.kit.measured import children
 from tests.kit.mirrors import HERE, Pair, append, is_same, make_flood, mirror, pair_of, until_same
 from tests.kit.places import THERE, Place, kinds, new_place
-from tests.kit.sshd import Client, Sshd, children, sshd
+from tests.kit.sshd import Client, Sshd, sshd
 from tests.kit.training import status_of
 from tests.kit.trees import MIB, assert_same, noise, run_ids, snapshot, write_run
 from tests.kit.waiting import until
