@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -174,11 +175,11 @@ class Manifest:
     def content(self) -> Digest:
         """The digest that alone decides whether two runs hold the same; mtimes and parts do not count."""
         if self._content is None:
-            rows = [
+            rows = (
                 [text(e.path), e.kind, e.mode, e.size, e.digest, None if e.target is None else text(e.target)]
                 for e in self.entries
-            ]
-            self._content = digest_of(canonical(rows))
+            )
+            self._content = digest_of(_array(rows))
         return self._content
 
     @property
@@ -192,7 +193,7 @@ class Manifest:
     def encode(self) -> bytes:
         """Canonical JSON: `[format, [entry, ...]]`."""
         if self._encoded is None:
-            self._encoded = canonical([FORMAT, [_entry_to_json(entry) for entry in self.entries]])
+            self._encoded = b"[%d,%b]" % (FORMAT, _array(map(_entry_to_json, self.entries)))
         return self._encoded
 
     @classmethod
@@ -201,7 +202,7 @@ class Manifest:
         if len(data) > MAX_MANIFEST:
             raise Damaged(f"a manifest of {len(data)} bytes is larger than allowed")
         try:
-            value = json.loads(data)
+            value = json.loads(data, object_hook=_entry_or_name)
         except (ValueError, RecursionError) as exc:
             raise Damaged("a manifest is not JSON") from exc
         if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
@@ -210,7 +211,9 @@ class Manifest:
             raise Damaged(f"a manifest has format {value[0]!r}, this guildsync reads format {FORMAT}")
         if len(value[1]) > MAX_ENTRIES:
             raise Damaged(f"a manifest of {len(value[1])} entries is larger than allowed")
-        manifest = cls(_entry_from_json(row) for row in value[1])
+        if not all(isinstance(entry, Entry) for entry in value[1]):
+            raise Damaged("an entry of a manifest is malformed")
+        manifest = cls(value[1])
         if manifest.encode() != data:
             raise Damaged("a manifest is not written as it must be")
         return manifest
@@ -219,6 +222,16 @@ class Manifest:
 def canonical(value: Any) -> bytes:
     """The one JSON text of a value: UTF-8, sorted keys, no white space."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+_AT_ONCE = 1000
+
+
+def _array(values: Iterable[Any]) -> bytes:
+    """`canonical` of a list of values, a few of which are there at a time: they take more room than their text."""
+    left = iter(values)
+    batches = iter(lambda: list(itertools.islice(left, _AT_ONCE)), [])
+    return b"[%b]" % b",".join(canonical(batch)[1:-1] for batch in batches)
 
 
 def text(data: bytes) -> Any:
@@ -305,7 +318,12 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _entry_from_json(row: Any) -> Entry:
+def _entry_or_name(row: Dict[str, Any]) -> Any:
+    """What an object of a manifest is made while it is parsed, so that no more than one is there as such."""
+    return row if row.keys() == {"percent"} else _entry_from_json(row)
+
+
+def _entry_from_json(row: Dict[str, Any]) -> Entry:
     try:
         kind = row["kind"]
         path, mtime_ns = untext(row["path"]), _integer(row["mtime_ns"])
