@@ -102,6 +102,9 @@ class Settling:
         if sight is not None and (sight.digest, sight.stamp) == (entry.digest, stamp):
             since = sight.since
         shows = grew or _is_whole(sight, info) or (began - since >= GAP if is_large else still)
+        if shows and not is_large:
+            self.forget(path)  # what the caller has cached of it says as much
+            return Seen(entry)
         took = self._clock() - began
         shown = entry if shows else shown
         self._sights[path] = _Sight(entry.digest, stamp, began, took, since, entry, shown, stamp)

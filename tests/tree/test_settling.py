@@ -11,7 +11,7 @@ from guildsync.errors import UNSETTLED
 from guildsync.tree.dirs import open_directory
 from guildsync.tree.scan import Scanned, View, scan
 from guildsync.tree.settling import FORGOTTEN, GAP, Settling
-from guildsync.tree.statcache import SETTLED_NS
+from guildsync.tree.statcache import SETTLED_NS, Known
 from tests.kit.trees import MIB, run_ids
 from tests.kit.writers import Mapper, appended, generation
 
@@ -26,6 +26,7 @@ class Watcher:
         self.top, self.now, self.hour, self.alive, self.blind = top, 1000.0, 0, True, False
         self.settling = Settling(lambda: self.now)
         self.view = View()
+        self.known: Known | None = None
         top.mkdir()
 
     def scan(self, later: float = 0.0) -> Scanned:
@@ -34,7 +35,9 @@ class Watcher:
         try:
             latest = max((path.stat().st_ctime_ns for path in self.top.rglob("*")), default=0)
             patience = self.settling.of(RUN, self.alive, latest + self.hour, self.blind)
-            return scan(RUN, fd, self.view, patience=patience)
+            found = scan(RUN, fd, self.view, self.known, patience=patience)
+            self.known = found.known
+            return found
         finally:
             os.close(fd)
 
