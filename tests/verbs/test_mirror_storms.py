@@ -230,7 +230,8 @@ def test_a_mirror_that_stands_still_for_a_while(pair: Pair, files: int, seconds:
 def test_a_flood_takes_little_and_what_comes_after_it_no_more(
     request: pytest.FixtureRequest, pair: Pair, kind: str, files: int, turns: int, rss: int
 ) -> None:
-    """Here and at the far side."""
+    """Here and at the far side. Of two homes on this machine one process has both: it may take a quarter more."""
+    most = rss if kind == "ssh" else rss * 5 / 4
     far = request.getfixturevalue("ssh_host").pid if kind == "ssh" else None
     took: list[float] = []
     with watching(*pair.argv) as child, descriptors(child.pid) as opened:
@@ -246,7 +247,7 @@ def test_a_flood_takes_little_and_what_comes_after_it_no_more(
         print(f"{[round(size) for size in took]} MiB; {opened.most} descriptors")
         code, _, _ = interrupted(child)
     assert code == 130
-    assert max(took) <= rss
+    assert max(took) <= most
     assert 3 <= opened.most <= DESCRIPTORS
 
 
