@@ -10,7 +10,7 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple
 from guildsync.model.manifest import PART_SIZE, Digest, Entry
 from guildsync.tree.statcache import SETTLED_NS, Stamp, Stat, stamp_of
 
-GAP = 0.6
+GAP = 0.5
 """Seconds between two readings that must find the same bytes. Both, and the sending of what they found, are to fit into
 a pause of three seconds."""
 STILL_NS = 20_000_000
