@@ -39,6 +39,7 @@ class Home:
         self.trash = os.path.realpath(os.path.join(self.path, b"trash", b"runs"))
         self.state = os.path.join(self.path, b".guildsync")
         self._identity: Optional[str] = None
+        self._is_prepared = False
 
     def exists(self) -> bool:
         """A directory alone is no home yet: the agent itself lies in one."""
@@ -71,7 +72,10 @@ class Home:
     # -- what guildsync keeps
 
     def prepare(self) -> None:
-        """Make the directories that writing needs. Raises Refused where the home belongs to somebody else."""
+        """Make the directories that writing needs. Raises Refused where the home belongs to somebody else; Unreachable
+        where they are not there any more: what was moved away, or unmounted, is not made anew."""
+        if self._is_prepared and not os.path.isdir(self.runs):
+            raise Unreachable(f"{self.text} is not there any more", "mount it, or put it back")
         try:
             os.makedirs(self.path, exist_ok=True)
             if os.stat(self.path).st_uid != os.geteuid():
@@ -83,6 +87,7 @@ class Home:
             os.makedirs(self.state, mode=0o700, exist_ok=True)
         except OSError as exc:
             raise translated(self.text, exc) from exc
+        self._is_prepared = True
 
     @property
     def identity(self) -> str:

@@ -49,6 +49,18 @@ def test_nothing_is_made_by_looking(home):
     assert not home.exists()
 
 
+def test_what_was_there_and_is_not_any_more_is_not_made_anew(home, tmp_path):
+    """As an unmounted disk leaves it; whoever comes later may."""
+    home.prepare()
+    os.rename(home.path, tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="not there any more"):
+            home.prepare()
+        os.makedirs(home.path, exist_ok=True)
+    Home(os.fsdecode(home.path)).prepare()
+    home.prepare()
+
+
 def test_an_identity_is_kept_for_ever(home):
     first = home.identity
     assert len(first) == 32
