@@ -247,16 +247,10 @@ class FarTree:
 
     def fetch_alone(self, wanted: Iterable[Want]) -> Iterator[Piece | Lost]:
         """As `fetch`, through this channel alone."""
-        wanted = list(wanted)
-        is_small = len(wanted) <= tails.FEW
-        begun = self._carried.begun(wanted) if is_small else {}
-        asked: list[Want] = []
+        asked = list(dict.fromkeys(wanted))
+        is_small = len(asked) <= tails.FEW
+        begun = self._carried.begun(asked) if is_small else {}
         came: set[int] = set()
-
-        def arguments() -> Iterator[Any]:
-            for want in dict.fromkeys(wanted):
-                asked.append(want)
-                yield asked_row(want, begun.get(want))
 
         def answer(item: Item) -> list[Piece | Lost]:
             label, data = label_of(item), item[1]
@@ -280,7 +274,8 @@ class FarTree:
                 raise Damaged(f"object {want.digest} is lost for a problem of another path")
             return [Lost(want, problem)]
 
-        yield from self._calls.make("fetch", answer, PIECE_LIMITS, rows(arguments()))
+        arguments = rows(asked_row(want, begun.get(want)) for want in asked)
+        yield from self._calls.make("fetch", answer, PIECE_LIMITS, arguments)
         left_out = {want.digest for want in asked} - {asked[number].digest for number in came}
         if left_out:
             raise Damaged(f"{len(left_out)} objects were asked for and did not come")
