@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Collection, FrozenSet, Iterable, List, NamedTuple, Optional
+from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from guildsync.errors import CHANGED, Problem
-from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, Entry, Manifest, parent, same
+from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, PART_SIZE, Entry, Manifest, parent, same
 from guildsync.model.plan import Change
 from guildsync.model.ports import Aim, RawUpdate
 from guildsync.tree import attrs
@@ -17,7 +17,7 @@ from guildsync.tree.hashing import Torn
 from guildsync.tree.home import Home
 from guildsync.tree.scan import Found, View, walked
 from guildsync.tree.staged import StagedFiles, name_of
-from guildsync.tree.statcache import Known, fingerprint, stamp_of
+from guildsync.tree.statcache import Known, Stamp, fingerprint, stamp_of
 
 _UNSETTLED = 0o700
 """The mode of a directory of ours until all is in it."""
@@ -81,24 +81,32 @@ def appear(home: Home, files: StagedFiles, update: RawUpdate, want: Manifest) ->
         home.end(update.run)
 
 
-def rewrite(
-    home: Home, files: StagedFiles, update: RawUpdate, have: Manifest, want: Manifest, view: View
-) -> List[Problem]:
+class Rewritten(NamedTuple):
+    """What became of a run that was there. `placed` are the large files that were renamed to their places, with their
+    stat data: they are on the disk."""
+
+    refused: Sequence[Problem]
+    placed: Mapping[bytes, Stamp]
+
+
+def rewrite(home: Home, files: StagedFiles, update: RawUpdate, have: Manifest, want: Manifest, view: View) -> Rewritten:
     """A run that is there: every path becomes new by one step and is otherwise left alone; removals come last. The
     inflight marker stands from before the first step until after the last. Paths that are no longer what `have`
     says are left alone, and then so is all of the run."""
+    placed: Dict[bytes, Stamp] = {}
     changes = _changes(have, want, update.withheld)
     with Descent(home.open_run(update.run)) as descent:
         moved = (_moved(update.run, change, descent, view) for change in _relied_on(changes, have))
         refused = [problem for problem in moved if problem is not None]
         if refused:
-            return refused
+            return Rewritten(refused, {})
         cut = home.aim(update.run)
         if changes:
             home.begin(update.run, have, want)
         for change in _steps(changes):
             if not _grown(files, update.run, change, descent, view):
                 _step(files, update.run, change, descent)
+                placed.update(_placed(change, descent))
         attrs.write_attributes(descent.at(b""), update.attributes, update.markers, files.fd)
         if cut is not None:
             _finish_times(descent, cut, want)
@@ -107,7 +115,15 @@ def rewrite(
         _settle(descent, made, {parent(change.path) for change in changes} - gone)
     if not update.withheld:
         home.end(update.run)
-    return []
+    return Rewritten((), placed)
+
+
+def _placed(change: Change, descent: Descent) -> Iterator[Tuple[bytes, Stamp]]:
+    """A large file that was renamed to its place just now."""
+    entry = change.want
+    if entry is not None and entry.kind == FILE and entry.size > PART_SIZE:
+        fd, name = descent.place(change.path)
+        yield change.path, stamp_of(os.stat(name, dir_fd=fd, follow_symlinks=False))
 
 
 def _finish_times(descent: Descent, aim: Aim, want: Manifest) -> None:

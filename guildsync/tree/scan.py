@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from guildsync.errors import NOT_KEPT, TORN, UNREADABLE, UNSETTLED, Damaged, Problem
 from guildsync.model.manifest import (
@@ -28,7 +28,7 @@ from guildsync.tree.hashing import Cut, Torn, hash_bytes, hash_file, read_at, re
 from guildsync.tree.recent import Recent
 from guildsync.tree.redact import LIMIT, PATHS, VERSION, redact
 from guildsync.tree.settling import Patience, Seen
-from guildsync.tree.statcache import SETTLED_NS, Known, Lstat, Stamp, Stat, fingerprint, lstat_of, stamp_of
+from guildsync.tree.statcache import SETTLED_NS, TICK_NS, Known, Lstat, Stamp, Stat, fingerprint, lstat_of, stamp_of
 
 Clock = Callable[[], int]
 
@@ -140,27 +140,28 @@ def open_file(dir_fd: int, name: bytes) -> int:
     return fd
 
 
-def scan(
-    run: str,
-    run_fd: int,
-    view: View,
-    known: Optional[Known] = None,
-    clock: Optional[Clock] = None,
-    patience: Optional[Patience] = None,
-) -> Scanned:
-    """All of a run. A path that cannot be read, or changes each time it is, is a problem and no entry.
+class Hints(NamedTuple):
+    """What may save a scan some reading. `known` is what the stat cache says; `clock` tells the time of the filesystem
+    in ns: without one, nothing of this scan is good for a cache. With `patience`, a file that is being rewritten is a
+    problem until it rests. `placed` are files that a commit put there and on the disk (`publish.Rewritten`): to write
+    their pages back costs nothing, so that rows of them are good as soon as the clock has ticked."""
 
-    `known` is what the stat cache says: where all stat data are as they were nothing is read, else what changed.
-    `clock` tells the time of the filesystem in ns; without one, nothing of this scan is good for a cache. With
-    `patience`, a file that is being rewritten is a problem until it rests.
-    """
+    known: Optional[Known] = None
+    clock: Optional[Clock] = None
+    patience: Optional[Patience] = None
+    placed: Mapping[bytes, Stamp] = {}
+
+
+def scan(run: str, run_fd: int, view: View, hints: Hints = Hints()) -> Scanned:
+    """All of a run. A path that cannot be read, or changes each time it is, is a problem and no entry. Where all stat
+    data are as they were known nothing is read, else what changed."""
     problems: List[Problem] = []
-    report = _Report(run, problems)
+    report, known = _Report(run, problems), hints.known
     found: List[Found] = []
     _walk(run_fd, b"", found, report)
     if known is not None and known.fingerprint is not None and not problems and known.fingerprint == fingerprint(found):
         return Scanned(known)
-    return _hashed(run_fd, view, found, _Hints(known, clock, patience), report)
+    return _hashed(run_fd, view, found, _Rows(hints), report)
 
 
 def walked(run_fd: int) -> List[Found]:
@@ -170,14 +171,16 @@ def walked(run_fd: int) -> List[Found]:
     return found
 
 
-class _Hints:
+class _Rows:
     """What an earlier scan knew, and which rows of this one may be kept."""
 
-    def __init__(self, known: Optional[Known], clock: Optional[Clock], patience: Optional[Patience]) -> None:
-        self.patience = patience
+    def __init__(self, hints: Hints) -> None:
+        known = hints.known
+        self.patience = hints.patience
+        self._placed = hints.placed
         self._entries = known.manifest().by_path if known is not None else {}
         self._stamps = known.stamps if known is not None else {}
-        self._now_ns = clock() if clock is not None else None
+        self._now_ns = hints.clock() if hints.clock is not None else None
 
     def entry(self, path: bytes) -> Optional[Entry]:
         entry = self._entries.get(path)
@@ -191,9 +194,13 @@ class _Hints:
         mode = stat.S_IMODE(info.st_mode) & 0o777
         return Entry(path, FILE, mode, entry.size, entry.digest, None, entry.mtime_ns, entry.parts)
 
-    def settled(self, info: Stat) -> bool:
+    def settled(self, path: bytes, info: Stat) -> bool:
         """May a row of this file be kept, if hashing begins now?"""
-        return self._now_ns is not None and max(info.st_mtime_ns, info.st_ctime_ns) <= self._now_ns - SETTLED_NS
+        if self._now_ns is None:
+            return False
+        if self._placed.get(path) == stamp_of(info):
+            return info.st_ctime_ns <= self._now_ns - TICK_NS
+        return max(info.st_mtime_ns, info.st_ctime_ns) <= self._now_ns - SETTLED_NS
 
 
 class _Report:
@@ -239,22 +246,22 @@ _WAITS = "it is being rewritten, and waits until it rests"
 _NO_FILE = "a socket, pipe or device"
 
 
-def _looked_at(view: View, place: Tuple[int, bytes], found: Found, hints: _Hints) -> Optional[Entry]:
+def _looked_at(view: View, place: Tuple[int, bytes], found: Found, rows: _Rows) -> Optional[Entry]:
     path, info = found
 
     def read(before: Optional[Entry]) -> Seen:
-        return view.look(place, path, info, before, hints.settled(info))
+        return view.look(place, path, info, before, rows.settled(path, info))
 
-    before = hints.entry(path)
-    if hints.patience is None:
+    before = rows.entry(path)
+    if rows.patience is None:
         return read(before).entry
     try:
-        return hints.patience.look(path, info, before, read).entry
+        return rows.patience.look(path, info, before, read).entry
     except Torn:
         return None  # nothing to be tried again at once: it waits as any other
 
 
-def _hashed(run_fd: int, view: View, found: List[Found], hints: _Hints, report: _Report) -> Scanned:
+def _hashed(run_fd: int, view: View, found: List[Found], rows: _Rows, report: _Report) -> Scanned:
     entries: List[Entry] = []
     stamps: Dict[bytes, Stamp] = {}
     directories = {b""}
@@ -263,13 +270,13 @@ def _hashed(run_fd: int, view: View, found: List[Found], hints: _Hints, report: 
             if parent(path) not in directories:
                 continue  # what it lay in went away, or is no directory any more
             try:
-                entry = hints.unchanged(path, info)
+                entry = rows.unchanged(path, info)
                 if entry is not None:
                     stamps[path] = stamp_of(info)
                 else:
                     fd, name = descent.place(path)
-                    settled = hints.settled(info)
-                    entry = _looked_at(view, (fd, name), (path, info), hints)
+                    settled = rows.settled(path, info)
+                    entry = _looked_at(view, (fd, name), (path, info), rows)
                     if entry is None:
                         rewritten = stat.S_ISREG(info.st_mode)
                         report(path, UNSETTLED, _WAITS) if rewritten else report(path, NOT_KEPT, _NO_FILE)

@@ -18,8 +18,8 @@ STILL_NS = 20_000_000
 FORGOTTEN = 600.0
 """Seconds after which what was seen of a file that nobody looks at any more is forgotten."""
 LONG, SHARE = 0.5, 4
-"""One in so many seconds may go into reading a large file again; but what waits, and is read in less than so long, is
-to fit into a pause."""
+"""Reading a large file again is put off by so many times what it took; but of what waits only by what took longer than
+so long: all that is done of it is to fit into a pause."""
 
 
 class Seen(NamedTuple):
@@ -53,9 +53,8 @@ class _Sight:
 
     @property
     def again_at(self) -> float:
-        gap = 0.0 if self.is_shown else GAP
-        share = SHARE * self.took if self.is_shown or self.took > LONG else 0.0
-        return self.at + self.took + max(gap, share)
+        pause = SHARE * self.took if self.is_shown else max(GAP, SHARE * (self.took - LONG))
+        return self.at + self.took + pause
 
     def is_rewritten(self, stamp: Stamp) -> bool:
         """Was it written since it was last looked at, in a way that cannot be growth?"""
@@ -92,8 +91,7 @@ class Settling:
             return Seen(sight.shown if rests else None)
         shown, since = sight.shown if sight is not None else cached, began
         before = shown or (sight.entry if sight is not None else None)
-        moved = sight is not None and not (sight.is_shown and sight.stamp == stamp)
-        if moved and before is not None and before.size == info.st_size:
+        if before is not None and before.size == info.st_size and _moved(sight, before, info):
             before = None  # it cannot have grown, and is hardly what it was: one reading tells as much as two
         entry, grew = read(before)
         if entry is None or entry.digest is None:
@@ -133,6 +131,13 @@ class Patience:
         if self._always:
             return False
         return self._now_ns is None or max(info.st_mtime_ns, info.st_ctime_ns) <= self._now_ns - SETTLED_NS
+
+
+def _moved(sight: Optional[_Sight], before: Entry, info: Stat) -> bool:
+    """Was it written since it was shown, or since it was `before`?"""
+    if sight is None:
+        return info.st_mtime_ns != before.mtime_ns
+    return not (sight.is_shown and sight.stamp == stamp_of(info))
 
 
 def _is_whole(sight: Optional[_Sight], info: Stat) -> bool:

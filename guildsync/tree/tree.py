@@ -15,6 +15,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     Optional,
     Sequence,
     Set,
@@ -51,10 +52,10 @@ from guildsync.tree.measure import scalars_of
 from guildsync.tree.moves import Moves
 from guildsync.tree.publish import Laid, appear, assemble, cut_short, laid_down, rewrite
 from guildsync.tree.reader import Reader
-from guildsync.tree.scan import Scanned, View, scan
+from guildsync.tree.scan import Hints, Scanned, View, scan
 from guildsync.tree.settling import Settling
 from guildsync.tree.staged import StagedFiles, Staging, logged
-from guildsync.tree.statcache import TICK_NS, Known, StatCache
+from guildsync.tree.statcache import TICK_NS, Known, Stamp, StatCache
 from guildsync.tree.trash import HomeTrash
 
 _SYNCERS = 8
@@ -93,6 +94,7 @@ class Tree:
         self._files: Optional[StagedFiles] = None
         self._lane: Optional[Lane] = None
         self._assembled: Dict[RunId, Laid] = {}
+        self._placed: Dict[RunId, Mapping[bytes, Stamp]] = {}
         self._clock_ns = 0
         self._resumed = 0
         self._full = False
@@ -172,7 +174,7 @@ class Tree:
         clock = cache.now_ns if cache.usable else None
         settling, now_ns = self._settling, cache.time_ns() if self._settling is not None else None
         patience = settling.of(run, is_alive, now_ns, not cache.usable) if settling is not None else None
-        found = scan(run, fd, self._view, known, clock, patience)
+        found = scan(run, fd, self._view, Hints(known, clock, patience, self._placed.get(run, {})))
         if found.known is not known or known.alive != is_alive:
             cache.keep(run, replace(found.known, alive=is_alive))
         return found
@@ -416,9 +418,10 @@ class Tree:
             known = self._assembled.pop(run).known(want, self._clock_ns - TICK_NS)
         else:
             was = self._cache.load(run)
-            refused = rewrite(self._home, files, update, update.have, want, self._view)
-            if refused:
-                return refused
+            done = rewrite(self._home, files, update, update.have, want, self._view)
+            if done.refused:
+                return list(done.refused)
+            self._placed[run] = done.placed
             stamps = was.stamps_still_good(want) if was is not None and not was.alive else {}
             known = Known.of(None, want, stamps)
         self._cache.keep(run, known)

@@ -9,7 +9,7 @@ import pytest
 
 from guildsync.errors import UNSETTLED
 from guildsync.tree.dirs import open_directory
-from guildsync.tree.scan import Scanned, View, scan
+from guildsync.tree.scan import Hints, Scanned, View, scan
 from guildsync.tree.settling import FORGOTTEN, GAP, Settling
 from guildsync.tree.statcache import SETTLED_NS, Known
 from tests.kit.trees import MIB, run_ids
@@ -35,7 +35,7 @@ class Watcher:
         try:
             latest = max((path.stat().st_ctime_ns for path in self.top.rglob("*")), default=0)
             patience = self.settling.of(RUN, self.alive, latest + self.hour, self.blind)
-            found = scan(RUN, fd, self.view, self.known, patience=patience)
+            found = scan(RUN, fd, self.view, Hints(self.known, patience=patience))
             self.known = found.known
             return found
         finally:

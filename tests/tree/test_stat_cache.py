@@ -8,19 +8,22 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from guildsync import api
-from guildsync.model.manifest import Manifest, digest_of, directory_entry, file_entry
+from guildsync.model.manifest import Digest, Manifest, digest_of, directory_entry, file_entry
 from guildsync.model.ports import Piece, RawUpdate, Want
 from guildsync.model.run import RunId
 from guildsync.tree import hashing, scan, statcache, tree
 from guildsync.tree.dirs import open_directory
+from guildsync.tree.hashing import hash_bytes
 from guildsync.tree.home import Home
 from guildsync.tree.redact import redact
-from guildsync.tree.statcache import BLIND, StatCache, filesystem
+from guildsync.tree.statcache import BLIND, Stamp, StatCache, filesystem, stamp_of
 from guildsync.tree.tree import Tree
 from tests.kit.model import Person
 from tests.kit.trees import EPOCH_NS, MIB, put, run_ids, write_run
@@ -314,7 +317,7 @@ def test_a_mapped_writer_is_seen_whatever_the_clock_of_files_says(
 def scanned(run: Path, now_ns: int | None, known: statcache.Known | None = None) -> scan.Scanned:
     fd = open_directory(os.fsencode(run))
     try:
-        return scan.scan(RUN, fd, scan.View(), known, None if now_ns is None else lambda: now_ns)
+        return scan.scan(RUN, fd, scan.View(), scan.Hints(known, None if now_ns is None else lambda: now_ns))
     finally:
         os.close(fd)
 
@@ -478,7 +481,7 @@ def test_a_damaged_cache_is_no_cache(tmp_path: Path) -> None:
     if not cache.usable:
         pytest.skip("nothing is kept on this filesystem")
     fd = home.open_run(RUN)
-    known = scan.scan(RUN, fd, scan.View(), None, lambda: 1 << 62).known
+    known = scan.scan(RUN, fd, scan.View(), scan.Hints(clock=lambda: 1 << 62)).known
     os.close(fd)
     cache.keep(RUN, known)
     assert cache.load(RUN) == known
@@ -567,3 +570,126 @@ def test_files_that_a_pull_left_alone_are_not_read_again(
     assert other.push().same == 1
     assert b"weights" not in hashed
     assert b"note" in hashed
+
+
+# -- a Tree that delivers again and again
+
+
+class Receiver:
+    """A home in which one Tree rewrites a large file of a run, as a mirror does."""
+
+    def __init__(self, top: Path) -> None:
+        write_run(top, RUN, {"weights": generation(0, SIZE)})
+        self.path = top / "runs" / RUN / "weights"
+        self.tree = Tree(Home(str(top)))
+
+    def seen(self) -> Digest | None:
+        (found,) = self.tree.manifests({RUN: ()})
+        assert found.manifest is not None
+        return found.manifest.by_path[b"weights"].digest
+
+    def rewrites(self, number: int) -> None:
+        (found,) = self.tree.manifests({RUN: ()})
+        assert found.manifest is not None
+        data, was = generation(number, SIZE), found.manifest.by_path[b"weights"]
+        hashed = hash_bytes(data, EPOCH_NS + number)
+        entry = file_entry(b"weights", was.mode, len(data), hashed.digest, hashed.mtime_ns, hashed.parts)
+        want = Manifest([each for each in found.manifest.entries if each != was] + [entry])
+        pieces = [
+            Piece(Want(part.digest, part.size, RUN, b"weights", part.offset), data[part.offset :][: part.size])
+            for part in entry.objects()
+        ]
+        self.tree.runs()
+        self.tree.missing([piece.want for piece in pieces])
+        self.tree.stage(pieces)
+        assert self.tree.commit([RawUpdate(RUN, found.manifest, want, {}, None)]) == []
+
+
+@pytest.fixture
+def receiver(place: Path) -> Iterator[Receiver]:
+    found = Receiver(place / "receiver")
+    yield found
+    found.tree.close()
+
+
+def test_a_large_file_that_was_just_placed_is_read_once(
+    place: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, hashed: list[bytes]
+) -> None:
+    """But for a tick of the clock, which is left out here."""
+    if filesystem(os.fsencode(place)) in BLIND:
+        pytest.skip("nothing is kept here")
+    monkeypatch.setattr(scan, "TICK_NS", 0)
+    for number in (1, 2):
+        receiver.rewrites(number)
+        hashed.clear()
+        assert {receiver.seen() for _ in range(3)} == {digest_of(generation(number, SIZE))}
+        assert hashed.count(b"weights") == 1
+
+
+@pytest.mark.parametrize("looked", [0, 1, 2])
+@pytest.mark.parametrize("way", [rewritten, replaced])
+def test_what_changes_after_it_was_placed_is_seen(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, way: Callable[[Path, bytes, int], None], looked: int
+) -> None:
+    """With the time that it had."""
+    monkeypatch.setattr(scan, "TICK_NS", 0)
+    receiver.rewrites(1)
+    for _ in range(looked):
+        receiver.seen()
+    way(receiver.path, generation(2, SIZE), EPOCH_NS + 1)
+    assert receiver.seen() == digest_of(generation(2, SIZE))
+
+
+@pytest.mark.parametrize("age_ns", [scan.TICK_NS - 1, scan.TICK_NS])
+def test_a_row_of_what_was_placed_is_kept_once_the_clock_has_ticked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_ns: int
+) -> None:
+    """And of what has other stat data by now, once it is old."""
+    path = Path(os.fsdecode(put(tmp_path, "note", b"x")))
+    stamp, clock = stamp_of(path.stat()), changed_ns(path) + age_ns
+
+    def kept(placed: Stamp) -> bool:
+        fd = open_directory(os.fsencode(tmp_path))
+        try:
+            hints = scan.Hints(clock=lambda: clock, placed={b"note": placed})
+            return b"note" in scan.scan(RUN, fd, scan.View(), hints).known.stamps
+        finally:
+            os.close(fd)
+
+    assert kept(stamp) == (age_ns >= scan.TICK_NS)
+    assert not kept(stamp._replace(ctime_ns=stamp.ctime_ns - 1))
+
+
+@pytest.mark.parametrize("looked", [0, 1])
+def test_what_is_mapped_after_it_was_placed_is_seen(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, looked: int
+) -> None:
+    """None of its pages was dirty: the first store to it moves its time."""
+    monkeypatch.setattr(scan, "TICK_NS", 0)
+    receiver.rewrites(1)
+    for _ in range(looked):
+        receiver.seen()
+    with Mapper(receiver.path) as mapper:
+        for number in (2, 3):
+            mapper.store(number)
+            assert receiver.seen() == digest_of(generation(number, SIZE))
+
+
+def test_what_is_mapped_while_it_is_placed_is_seen(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages may be dirty when its stat data are taken: they are written back before it is hashed."""
+    monkeypatch.setattr(scan, "TICK_NS", 0)
+    with ExitStack() as stack:
+        mappers: list[Mapper] = []
+        rename = os.rename
+
+        def renamed(*args: Any, **places: Any) -> None:
+            rename(*args, **places)
+            if args[1] == b"weights":
+                mappers.append(stack.enter_context(Mapper(receiver.path)))
+                mappers[-1].store(2)
+
+        monkeypatch.setattr(os, "rename", renamed)
+        receiver.rewrites(1)
+        for number in (2, 3, 4):
+            mappers[-1].store(number)
+            assert receiver.seen() == digest_of(generation(number, SIZE))
