@@ -317,17 +317,19 @@ class Seen(threading.Thread):
 
 
 def rewritten(pair: Pair, writer: Mapper, size: int, rest: Callable[[Seen, int], object]) -> Seen:
-    """Generation after generation for a while, and then a rest, four times. Meanwhile the run goes on."""
+    """Generation after generation for a while, and then a rest, four times; and once more without one. Meanwhile the
+    run goes on."""
     seen = Seen(pair.there() / "checkpoint", size)
     seen.start()
     number = 1
-    for _ in range(4):
+    for turn in range(5):
         stop = time.monotonic() + 1.5
         while time.monotonic() < stop:
             number += 1
             writer.store(number)
             append(pair.run() / ".guild/output", b"it runs\n")
-        rest(seen, number)
+        if turn < 4:
+            rest(seen, number)
     seen.over.set()
     seen.join()
     return seen
