@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Collection, Dict, FrozenSet, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from guildsync.errors import CHANGED, Problem
 from guildsync.model.manifest import DIRECTORY, FILE, LINK, NOTHING, PART_SIZE, Entry, Manifest, parent, same
@@ -118,12 +118,16 @@ def rewrite(home: Home, files: StagedFiles, update: RawUpdate, have: Manifest, w
     return Rewritten((), placed)
 
 
-def _placed(change: Change, descent: Descent) -> Iterator[Tuple[bytes, Stamp]]:
-    """A large file that was renamed to its place just now."""
+def _placed(change: Change, descent: Descent) -> Mapping[bytes, Stamp]:
+    """A large file that was renamed to its place just now, if it is still there."""
     entry = change.want
-    if entry is not None and entry.kind == FILE and entry.size > PART_SIZE:
-        fd, name = descent.place(change.path)
-        yield change.path, stamp_of(os.stat(name, dir_fd=fd, follow_symlinks=False))
+    if entry is None or entry.kind != FILE or entry.size <= PART_SIZE:
+        return {}
+    fd, name = descent.place(change.path)
+    try:
+        return {change.path: stamp_of(os.stat(name, dir_fd=fd, follow_symlinks=False))}
+    except FileNotFoundError:
+        return {}
 
 
 def _finish_times(descent: Descent, aim: Aim, want: Manifest) -> None:

@@ -586,7 +586,8 @@ class Receiver:
     def seen(self) -> Digest | None:
         (found,) = self.tree.manifests({RUN: ()})
         assert found.manifest is not None
-        return found.manifest.by_path[b"weights"].digest
+        entry = found.manifest.by_path.get(b"weights")
+        return entry.digest if entry is not None else None
 
     def rewrites(self, number: int) -> None:
         (found,) = self.tree.manifests({RUN: ()})
@@ -675,21 +676,36 @@ def test_what_is_mapped_after_it_was_placed_is_seen(
             assert receiver.seen() == digest_of(generation(number, SIZE))
 
 
+def after_placed(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Somebody acts as soon as the file has been renamed to its place."""
+    rename = os.rename
+
+    def renamed(*args: Any, **places: Any) -> None:
+        rename(*args, **places)
+        if args[1] == b"weights":
+            act()
+
+    monkeypatch.setattr(os, "rename", renamed)
+
+
 def test_what_is_mapped_while_it_is_placed_is_seen(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pages may be dirty when its stat data are taken: they are written back before it is hashed."""
     monkeypatch.setattr(scan, "TICK_NS", 0)
     with ExitStack() as stack:
         mappers: list[Mapper] = []
-        rename = os.rename
 
-        def renamed(*args: Any, **places: Any) -> None:
-            rename(*args, **places)
-            if args[1] == b"weights":
-                mappers.append(stack.enter_context(Mapper(receiver.path)))
-                mappers[-1].store(2)
+        def mapped() -> None:
+            mappers.append(stack.enter_context(Mapper(receiver.path)))
+            mappers[-1].store(2)
 
-        monkeypatch.setattr(os, "rename", renamed)
+        after_placed(monkeypatch, mapped)
         receiver.rewrites(1)
         for number in (2, 3, 4):
             mappers[-1].store(number)
             assert receiver.seen() == digest_of(generation(number, SIZE))
+
+
+def test_what_is_removed_while_it_is_placed_stays_so(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_placed(monkeypatch, receiver.path.unlink)
+    receiver.rewrites(1)
+    assert receiver.seen() is None
