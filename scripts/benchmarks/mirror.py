@@ -36,9 +36,10 @@ BEGIN, LATEST = 120.0, 60.0
 _ABOUT = (
     "An event file of a run that is running grows by one record at a time, {writes} of them ({s3} to S3), at random "
     "0.3 to 1 s after the one before was seen. Visible means that a reader at the other side finds the file as long "
-    "as it was made (by stat, without pause), or that a bucket has one more object in its journal. Seconds, p50 / "
-    "p99. Twenty runs that have ended lie beside it. All tools over ssh use one live connection; the round-trip time "
-    "(RTT) is added by a proxy. A tool that failed, or ended, says so; `-` means that it does not go there."
+    "as it was made (by stat, without pause), or that a bucket has one more object in its journal; what is pulled from "
+    "a bucket counts from the end of the push that brought it there. Seconds, p50 / p99. Twenty runs that have ended "
+    "lie beside it. All tools over ssh use one live connection; the round-trip time (RTT) is added by a proxy. A tool "
+    "that failed, or ended, says so; `-` means that it does not go there."
 )
 
 
@@ -148,15 +149,16 @@ def bucket_reader(site: S3Site, bucket: str) -> Reader:
 def measured(mirror: Mirror, place: Place, kind: str, site: Site | None, writes: int) -> Latencies:
     """`place` is made; what is mirrored is written here, or at the far end where the mirror goes the other way."""
     out = Latencies(mirror.name, kind)
-    here, there = (Path(place.far), place.home) if mirror.back else (place.home, Path(place.far))
+    far = place.state / "far" if kind == S3 else Path(place.far)
+    here, there = (far, place.home) if mirror.back else (place.home, far)
     events = live_run(here)
-    if kind != S3:
-        (there / "runs").mkdir(parents=True, exist_ok=True)
+    (there / "runs").mkdir(parents=True, exist_ok=True)
     reader = file_reader(events, there / events.relative_to(here))
-    if isinstance(site, S3Site):
+    if counts := isinstance(site, S3Site) and not mirror.back:
         reader = bucket_reader(site, place.far)
     rest = random.Random(1)
     try:
+        _publish(mirror, here, place, kind)
         with running(mirror, place, kind) as alive:
             wait(reader.begun, alive, BEGIN, 0.05)
             time.sleep(3)  # what a tool does after its first pass is no latency
@@ -167,12 +169,21 @@ def measured(mirror: Mirror, place: Place, kind: str, site: Site | None, writes:
                 size = events.stat().st_size + len(data)
                 with events.open("ab") as file:
                     file.write(data)
-                goal = before + 1 if kind == S3 else size
+                _publish(mirror, here, place, kind)
+                goal = before + 1 if counts else size
                 seen = lambda goal=goal: reader.now() >= goal  # noqa: E731
                 out.seconds.append(wait(seen, alive, LATEST, reader.look))
     except Failed as error:
         out.trouble = str(error)
     return out
+
+
+def _publish(mirror: Mirror, home: Path, place: Place, kind: str) -> None:
+    for argv in mirror.publish(home, place, kind):
+        how: dict[str, Any] = {"cwd": home, "env": dict(mirror.environment(place)), "capture_output": True}
+        done = subprocess.run(argv, check=False, timeout=BEGIN, **how)
+        if done.returncode != 0:
+            raise Failed(f"what was written cannot be pushed: {done.stderr[-200:].decode(errors='replace')}")
 
 
 def _one(

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,6 +49,10 @@ class Mirror:
     def start(self, place: Place, kind: str) -> list[Sequence[str]]:
         raise NotImplementedError
 
+    def publish(self, home: Path, place: Place, kind: str) -> Sequence[Sequence[str]]:  # noqa: ARG002
+        """Commands that bring what was written in `home` to where it is mirrored from; none where that is there."""
+        return ()
+
 
 class Watch(Mirror):
     """This project, as it lies here."""
@@ -61,18 +65,23 @@ class Watch(Mirror):
         return Guildsync(self.program).environment(place)
 
     def start(self, place: Place, kind: str) -> list[Sequence[str]]:
+        return list(self._tool(place, kind).watch(place, self._verb))
+
+    def _tool(self, place: Place, kind: str) -> Guildsync:
         tool = Guildsync(self.program)
         tool.write(place, keys_of(kind, place))
-        return list(tool.watch(place, self._verb))
+        return tool
 
 
 class WatchBack(Watch):
-    """The other way: a run that is written there."""
+    """The other way: a run that is written there; or that somebody pushes, where that is a bucket."""
 
     name = "guildsync pull --watch"
-    kinds = (FOLDER, SSH)
     back = True
     _verb = "pull"
+
+    def publish(self, home: Path, place: Place, kind: str) -> Sequence[Sequence[str]]:
+        return list(self._tool(place, kind).push(replace(place, home=home))) if kind == S3 else ()
 
 
 class Lsyncd(Mirror):
