@@ -52,15 +52,15 @@ def hash_bytes(data: bytes, mtime_ns: int) -> Hashed:
     return Hashed(len(data), Digest(hashlib.sha256(data).hexdigest()), tuple(parts), mtime_ns)
 
 
-def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None) -> Hashed:
+def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None, once: bool = False) -> Hashed:
     """The file behind `fd`. One that only grew meanwhile is taken as the prefix it had; raises Torn for any other
-    change in each of three readings.
+    change in each of three readings, or in the first (`once`).
 
     `before` is what the file was: where it begins with that still, it keeps its parts and gets some for its tail.
     `cut` says where parts end, else they are of equal size.
     """
     cut = cut or even
-    for _ in range(_ATTEMPTS):
+    for _ in range(1 if once else _ATTEMPTS):
         now = os.fstat(fd)
         if now.st_size <= PART_SIZE:
             data = os.pread(fd, now.st_size + 1, 0)
@@ -70,7 +70,8 @@ def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None
         after = os.fstat(fd)
         if first is None:
             continue
-        if _unchanged(now, after) or (after.st_size >= now.st_size and _hash(fd, now.st_size, before, cut) == first):
+        grew = after.st_size > now.st_size or (after.st_size == now.st_size and not once)
+        if _unchanged(now, after) or (grew and _hash(fd, now.st_size, before, cut) == first):
             return Hashed(now.st_size, first[0], first[1], now.st_mtime_ns, grew=first[2])
     raise Torn
 

@@ -65,11 +65,12 @@ Found = Tuple[bytes, Lstat]
 class View:
     """How the bytes of a run's files are seen: captured environments redacted, or (`keep_env`) as they are."""
 
-    def __init__(self, keep_env: bool = False, cut: Optional[Cut] = None) -> None:
-        """`cut` says where the parts of large files end, else they are of equal size."""
+    def __init__(self, keep_env: bool = False, cut: Optional[Cut] = None, once: bool = False) -> None:
+        """`cut` says where the parts of large files end, else they are of equal size. `once`: what changes while it is
+        read is not read again at once."""
         self.recent = Recent()
         self._redacted = frozenset() if keep_env else PATHS
-        self._cut = cut
+        self._cut, self._once = cut, once
 
     @property
     def name(self) -> str:
@@ -110,7 +111,7 @@ class View:
                 data, info = self._read(fd)
                 hashed = hash_bytes(data, info.st_mtime_ns)
             else:
-                hashed = hash_file(fd, before, self._cut)
+                hashed = hash_file(fd, before, self._cut, self._once)
         finally:
             os.close(fd)
         if hashed.data is not None:

@@ -87,7 +87,7 @@ class Tree:
         self._settling = Settling() if patient else None
         self.hints = Moves(home)
         self._home, self._rehash = home, rehash
-        self._view = View(keep_env, cut)
+        self._view = View(keep_env, cut, once=patient)
         self._trash = HomeTrash(home)
         self._here = Here()
         self._cache = StatCache(home, self._view.name)

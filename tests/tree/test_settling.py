@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from guildsync.errors import UNSETTLED
+from guildsync.tree import hashing
 from guildsync.tree.dirs import open_directory
 from guildsync.tree.scan import Hints, Scanned, View, scan
 from guildsync.tree.settling import FORGOTTEN, GAP, Settling
@@ -25,7 +26,7 @@ class Watcher:
     def __init__(self, top: Path) -> None:
         self.top, self.now, self.hour, self.alive, self.blind = top, 1000.0, 0, True, False
         self.settling = Settling(lambda: self.now)
-        self.view = View()
+        self.view = View(once=True)
         self.known: Known | None = None
         top.mkdir()
 
@@ -92,6 +93,28 @@ def test_what_is_being_rewritten_is_not_read(watcher: Watcher, monkeypatch: pyte
     assert not watcher.shows(0.1)
     assert watcher.shows(GAP)
     assert len(readings) == 2
+
+
+def test_what_is_written_while_it_is_read_is_not_read_again_at_once(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause is too short for that; and reading that took long is put off for long."""
+    watcher.write(generation(1, SIZE))
+    reads, pread = 0, os.pread
+
+    def disturbed(fd: int, size: int, offset: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        data = pread(fd, size, offset)
+        if reads == 1:
+            watcher.write(generation(2, SIZE))
+        return data
+
+    monkeypatch.setattr(hashing.os, "pread", disturbed)
+    assert not watcher.shows()
+    assert reads == SIZE // MIB
+    assert not watcher.shows(0.01)
+    assert watcher.shows(GAP)
 
 
 def test_bytes_that_change_without_stat_data_are_seen(watcher: Watcher) -> None:
