@@ -24,14 +24,15 @@ from scripts.benchmarks.mirrors import FOLDER, MIRRORS, S3, SSH, Mirror, Watch, 
 from scripts.benchmarks.sites import S3Site, Site, s3_site, ssh_site
 from scripts.benchmarks.tools import Guildsync, Place
 from tests.kit.events import scalar_event
+from tests.kit.mirrors import make_flood
 from tests.kit.trees import _record
 
 LOOK = 0.0005
 """Seconds between two looks at a file; at a bucket, twenty times as many."""
 PAUSES = (0.3, 1.0)
 """Seconds between what is seen and the next write, at random."""
-BEGIN, LATEST = 120.0, 60.0
-"""Seconds until the first version must be there, and any write."""
+BEGIN, LATEST, FLOODED = 120.0, 60.0, 600.0
+"""Seconds until the first version must be there, any write, and all of a flood."""
 
 _ABOUT = (
     "An event file of a run that is running grows by one record at a time, {writes} of them ({s3} to S3), at random "
@@ -40,6 +41,13 @@ _ABOUT = (
     "a bucket counts from the end of the push that brought it there. Seconds, p50 / p99. Twenty runs that have ended "
     "lie beside it. All tools over ssh use one live connection; the round-trip time (RTT) is added by a proxy. A tool "
     "that failed, or ended, says so; `-` means that it does not go there."
+)
+
+_FLOOD = (
+    "{files} small files are written into a run that is running, in fifty directories, as fast as one thread writes. "
+    "Seconds from the last of them until all are at the other side. Twenty runs that have ended lie beside it. All "
+    "tools over ssh use one live connection; the round-trip time (RTT) is added by a proxy. A tool that failed, or "
+    "ended, says so; `-` means that it does not go there."
 )
 
 
@@ -60,6 +68,8 @@ class Latencies:
     def words(self) -> str:
         if self.trouble or not self.seconds:
             return self.trouble or "nothing was written"
+        if len(self.seconds) == 1:
+            return f"{self.seconds[0]:.2f}"
         return f"{self.quantile(0.5):.3f} / {self.quantile(0.99):.3f}"
 
 
@@ -146,14 +156,15 @@ def bucket_reader(site: S3Site, bucket: str) -> Reader:
     return Reader(lambda: entries() > 0, entries, 20 * LOOK)
 
 
-def measured(mirror: Mirror, place: Place, kind: str, site: Site | None, writes: int) -> Latencies:
+def measured(mirror: Mirror, place: Place, kind: str, site: Site | None, how: argparse.Namespace) -> Latencies:
     """`place` is made; what is mirrored is written here, or at the far end where the mirror goes the other way."""
     out = Latencies(mirror.name, kind)
     far = place.state / "far" if kind == S3 else Path(place.far)
     here, there = (far, place.home) if mirror.back else (place.home, far)
     events = live_run(here)
     (there / "runs").mkdir(parents=True, exist_ok=True)
-    reader = file_reader(events, there / events.relative_to(here))
+    seen = there / events.relative_to(here)
+    reader = file_reader(events, seen)
     if counts := isinstance(site, S3Site) and not mirror.back:
         reader = bucket_reader(site, place.far)
     rest = random.Random(1)
@@ -162,7 +173,10 @@ def measured(mirror: Mirror, place: Place, kind: str, site: Site | None, writes:
         with running(mirror, place, kind) as alive:
             wait(reader.begun, alive, BEGIN, 0.05)
             time.sleep(3)  # what a tool does after its first pass is no latency
-            for step in range(1, writes + 1):
+            if how.flood:
+                out.seconds.append(_flooded(events.parents[1], seen.parents[1], how.flood, alive))
+                return out
+            for step in range(1, (how.s3_writes if kind == S3 else how.writes) + 1):
                 time.sleep(rest.uniform(*PAUSES))
                 before = reader.now()
                 data = _record(scalar_event("loss", 1 / step, step))
@@ -171,11 +185,28 @@ def measured(mirror: Mirror, place: Place, kind: str, site: Site | None, writes:
                     file.write(data)
                 _publish(mirror, here, place, kind)
                 goal = before + 1 if counts else size
-                seen = lambda goal=goal: reader.now() >= goal  # noqa: E731
-                out.seconds.append(wait(seen, alive, LATEST, reader.look))
+                has_come = lambda goal=goal: reader.now() >= goal  # noqa: E731
+                out.seconds.append(wait(has_come, alive, LATEST, reader.look))
     except Failed as error:
         out.trouble = str(error)
     return out
+
+
+def _flooded(here: Path, there: Path, files: int, alive: Callable[[], None]) -> float:
+    """Seconds from the end of writing so many small files until all are there."""
+    make_flood(here, files)
+
+    def held(run: Path) -> dict[str, bytes]:
+        flood = run / "flood"
+        return {str(path.relative_to(flood)): path.read_bytes() for path in flood.rglob("*") if path.is_file()}
+
+    def count() -> int:
+        return sum(not name.startswith(".") for _, _, names in os.walk(there / "flood") for name in names)
+
+    took = wait(lambda: count() == files, alive, FLOODED, 0.1)
+    if held(here) != held(there):
+        raise Failed("what is there is something else")
+    return took
 
 
 def _publish(mirror: Mirror, home: Path, place: Place, kind: str) -> None:
@@ -202,7 +233,7 @@ def _one(
     else:
         Path(place.far).mkdir()
     try:
-        found = measured(mirror, place, kind, site, how.s3_writes if kind == S3 else how.writes)
+        found = measured(mirror, place, kind, site, how)
     finally:
         if site is not None:
             site.delay(0)
@@ -247,7 +278,8 @@ def _found(words: str) -> tuple[list[Mirror], dict[str, str]]:
 def markdown(about: report.About, how: argparse.Namespace, found: Sequence[Latencies]) -> str:
     places = list(dict.fromkeys(each.place for each in found))
     by = {(each.tool, each.place): each.words for each in found}
-    lines = ["# Mirrors", "", _ABOUT.format(writes=how.writes, s3=how.s3_writes), ""]
+    words = _FLOOD if how.flood else _ABOUT
+    lines = ["# Mirrors", "", words.format(writes=how.writes, s3=how.s3_writes, files=how.flood), ""]
     lines += [f"{about.date}, {about.machine}. `{about.command}`.", ""]
     lines += ["| | " + " | ".join(places) + " |", "|---" * (len(places) + 1) + "|"]
     for tool in dict.fromkeys(each.tool for each in found):
@@ -267,10 +299,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--s3-writes", type=int, default=10, help="to S3, where each may take half a minute; default: 10"
     )
+    parser.add_argument("--flood", type=int, default=0, metavar="FILES", help="all at once, and until all are there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all latencies")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table, which is also printed")
     how = parser.parse_args(argv)
     try:
+        if how.flood and S3 in how.places.split(","):
+            raise ValueError("a flood is measured in folder and ssh: --places folder,ssh")
         mirrors, missing = _found(how.tools)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
