@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -151,14 +152,17 @@ class Copier(Mirror):
         return [["/bin/sh", "-c", self.program, "sh", place.far]]
 
 
-def _latencies(tmp_path: Path, line: str, writes: int) -> Latencies:
+def _latencies(tmp_path: Path, line: str, flood: int = 0) -> Latencies:
     place = Place(tmp_path / "home", tmp_path / "state", str(tmp_path / "far"), "")
     place.make()
-    return measured(Copier(line), place, FOLDER, None, writes)
+    return measured(Copier(line), place, FOLDER, None, Namespace(writes=3, s3_writes=0, flood=flood))
+
+
+AGAIN = 'while :; do cp -r runs "$1"; sleep 0.05; done'
 
 
 def test_a_mirror_is_measured_until_it_is_interrupted(tmp_path: Path) -> None:
-    found = _latencies(tmp_path, 'while :; do cp -r runs "$1"; sleep 0.05; done', 3)
+    found = _latencies(tmp_path, AGAIN)
     assert found.trouble == ""
     assert len(found.seconds) == 3
     assert min(found.seconds) > 0
@@ -166,11 +170,27 @@ def test_a_mirror_is_measured_until_it_is_interrupted(tmp_path: Path) -> None:
 
 
 def test_a_mirror_that_ends_has_no_time(tmp_path: Path) -> None:
-    found = _latencies(tmp_path, 'cp -r runs "$1"; echo no such thing >&2; exit 3', 3)
+    found = _latencies(tmp_path, 'cp -r runs "$1"; echo no such thing >&2; exit 3')
     assert found.trouble == "it ended: no such thing"
+
+
+def test_a_flood_is_measured_until_all_of_it_is_there(tmp_path: Path) -> None:
+    found = _latencies(tmp_path, AGAIN, flood=100)
+    assert found.trouble == ""
+    assert len(found.seconds) == 1
+    assert len(list((tmp_path / "far/runs").glob("*/flood/*/*"))) == 100
+
+
+def test_a_flood_of_which_something_else_is_there_has_no_time(tmp_path: Path) -> None:
+    others = 'for f in runs/*/flood/*/*; do test -f "$f" && mkdir -p "$1/${f%/*}" && echo x > "$1/$f"; done'
+    line = (
+        f'while :; do for r in runs/*; do mkdir -p "$1/$r"; cp -r "$r/.guild" "$1/$r"; done; {others}; sleep 0.05; done'
+    )
+    assert "something else" in _latencies(tmp_path, line, flood=100).trouble
 
 
 def test_quantiles_are_times_that_were_measured() -> None:
     found = Latencies("", "", [float(number) for number in range(100, 0, -1)])
     assert (found.quantile(0.5), found.quantile(0.99), found.quantile(1)) == (50, 99, 100)
-    assert Latencies("", "", [7.0]).words == "7.000 / 7.000"
+    assert Latencies("", "", [7.0, 7.0]).words == "7.000 / 7.000"
+    assert Latencies("", "", [7.0]).words == "7.00"
