@@ -24,8 +24,7 @@ from scripts.benchmarks.mirrors import FOLDER, MIRRORS, S3, SSH, Mirror, Watch, 
 from scripts.benchmarks.sites import S3Site, Site, s3_site, ssh_site
 from scripts.benchmarks.tools import Guildsync, Place
 from tests.kit.events import scalar_event
-from tests.kit.mirrors import make_flood
-from tests.kit.trees import _record
+from tests.kit.trees import _record, make_flood
 
 LOOK = 0.0005
 """Seconds between two looks at a file; at a bucket, twenty times as many."""

@@ -162,12 +162,3 @@ def pair_of(place: Place, way: str, home: Path) -> Pair:
 def append(path: Path, data: bytes) -> None:
     with path.open("ab") as file:
         file.write(data)
-
-
-def make_flood(run: Path, files: int) -> None:
-    """So many small files, in fifty directories, as fast as they can be written."""
-    for number in range(files):
-        path = run / f"flood/{number % 50}/{number}"
-        if number < 50:
-            path.parent.mkdir(parents=True)
-        path.write_bytes(b"%d" % number)

@@ -278,3 +278,12 @@ def _masked_crc32c(data: bytes) -> bytes:
 def _record(data: bytes) -> bytes:
     length = struct.pack("<Q", len(data))
     return length + _masked_crc32c(length) + data + _masked_crc32c(data)
+
+
+def make_flood(run: Path, files: int) -> None:
+    """So many small files, in fifty directories, as fast as they can be written."""
+    for number in range(files):
+        path = run / f"flood/{number % 50}/{number}"
+        if number < 50:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(b"%d" % number)

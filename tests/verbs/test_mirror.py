@@ -28,7 +28,6 @@ from tests.kit.mirrors import (
     append,
     interrupted,
     is_same,
-    make_flood,
     mirror,
     pair_of,
     until_same,
@@ -37,7 +36,7 @@ from tests.kit.mirrors import (
 from tests.kit.places import THERE, Place, kinds, new_place
 from tests.kit.sshd import Client, Sshd, sshd
 from tests.kit.training import status_of
-from tests.kit.trees import MIB, assert_same, noise, run_ids, snapshot, write_run
+from tests.kit.trees import MIB, assert_same, make_flood, noise, run_ids, snapshot, write_run
 from tests.kit.waiting import until
 from tests.kit.wire import wire
 from tests.kit.writers import Mapper, Pager, generation, stretches

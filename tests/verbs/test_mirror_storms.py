@@ -26,7 +26,6 @@ from tests.kit.mirrors import (
     Running,
     append,
     interrupted,
-    make_flood,
     mirror,
     pair_of,
     until_same,
@@ -35,7 +34,7 @@ from tests.kit.mirrors import (
 from tests.kit.places import THERE, kinds, new_place
 from tests.kit.proxy import BROKEN, BUSY, IN, OUT, proxied, storm
 from tests.kit.servers import S3Server, bucket_file, seaweed
-from tests.kit.trees import assert_same, run_ids, write_run
+from tests.kit.trees import assert_same, make_flood, run_ids, write_run
 from tests.kit.waiting import until
 from tests.kit.writers import generation
 
