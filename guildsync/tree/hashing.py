@@ -70,8 +70,8 @@ def hash_file(fd: int, before: Optional[Entry] = None, cut: Optional[Cut] = None
         after = os.fstat(fd)
         if first is None:
             continue
-        grew = after.st_size > now.st_size or (after.st_size == now.st_size and not once)
-        if _unchanged(now, after) or (grew and _hash(fd, now.st_size, before, cut) == first):
+        is_prefix_likely = after.st_size > now.st_size or (after.st_size == now.st_size and not once)
+        if _unchanged(now, after) or (is_prefix_likely and _hash(fd, now.st_size, before, cut) == first):
             return Hashed(now.st_size, first[0], first[1], now.st_mtime_ns, grew=first[2])
     raise Torn
 

@@ -22,17 +22,7 @@ from guildsync.store.mirrored import KEPT
 from guildsync.store.store import Store
 from guildsync.verbs import mirror as verb
 from tests.kit.measured import children
-from tests.kit.mirrors import (
-    HERE,
-    Pair,
-    append,
-    interrupted,
-    is_same,
-    mirror,
-    pair_of,
-    until_same,
-    watching,
-)
+from tests.kit.mirrors import HERE, Pair, append, interrupted, is_same, mirror, pair_of, until_same, watching
 from tests.kit.places import THERE, Place, kinds, new_place
 from tests.kit.sshd import Client, Sshd, sshd
 from tests.kit.training import status_of
